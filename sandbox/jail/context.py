@@ -1,0 +1,79 @@
+"""What a slot in the making knows: who it will be, what it was given, and how far it got."""
+
+import dataclasses
+import socket
+from typing import Any, Final, Literal
+
+from bedsit.ipc import seqpacket
+
+# The only two ids that exist inside a slot; everybody else, root first, is "nobody" there.
+INIT_ID: Final = 1000
+WORKER_ID: Final = 1001
+
+Role = Literal["zygote", "slot", "init", "worker"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """A slot as the daemon ordered it. Ids are the box's, sizes are bytes."""
+
+    slot: str
+    init_uid: int
+    worker_uid: int
+    run_dir: str
+    tmp_bytes: int
+    bundle_bytes: int
+    nonce: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class House:
+    """What every slot of one zygote shares.
+
+    *trees* are the folders that a worker may read, *samples* files in them that it must be able to read; *staging* is
+    a folder of the box over which the new root is mounted (in the slot's mount namespace only), *mount_namespace* the
+    zygote's own, and *home* a descriptor of the zygote's pid namespace.
+    """
+
+    trees: tuple[str, ...]
+    samples: tuple[str, ...]
+    staging: str
+    mount_namespace: str
+    home: int
+
+
+@dataclasses.dataclass(slots=True)
+class Context:
+    """One slot on its way into the jail. Steps read it, and write down what they made."""
+
+    order: Order
+    house: House
+    listener: int
+    build: int
+    joins: tuple[int, ...]
+    report: socket.socket
+    ids: tuple[int, int]
+    role: Role = "zygote"
+    init_pid: int = 0
+    worker_pid: int = 0
+    sysctl: int = -1
+    control: int = -1
+    outputs: tuple[int, int] = (-1, -1)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    steps_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def own_id(self) -> int:
+        """The uid and gid of the process that asks, as its present user namespace counts."""
+        return self.ids[0] if self.role == "init" else self.ids[1]
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Report to the zygote."""
+        seqpacket.send_packet(self.report, {"kind": kind, "role": self.role, **fields})
+
+    def ask(self, kind: str) -> None:
+        """Report to the zygote and wait for its go. Raises ConnectionError when it is gone or refuses."""
+        self.tell(kind)
+        answer, _ = seqpacket.recv_packet(self.report)
+        if answer != {"go": True}:
+            raise ConnectionError(f"the zygote did not answer {kind!r}")

@@ -1,0 +1,37 @@
+"""What makes a copy of the zygote a process of its own: name, environment, folder, random numbers."""
+
+import io
+import os
+import random
+import sys
+from typing import Final
+
+import setproctitle
+
+from bedsit.sandbox.jail.context import Context
+
+_ENVIRONMENT: Final = {"HOME": "/tmp", "USER": "worker", "PATH": "/usr/bin", "LANG": "C.UTF-8"}
+
+
+def take_name(context: Context) -> None:
+    """What `ps` shows on the box."""
+    setproctitle.setproctitle(f"bedsit: {context.role} {context.order.slot}")
+
+
+def take_environment(_: Context) -> None:
+    """The variables that a tenant's code sees: the same in every slot."""
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)
+    os.umask(0o077)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)  # a worker that is killed has still said what it said
+
+
+def reseed(_: Context) -> None:
+    """Siblings are copies of one process: without this they would all draw the same random numbers."""
+    random.seed()
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()  # not torch.seed: that one walks every back end and takes 70 ms the first time

@@ -1,0 +1,51 @@
+"""``runner = "python"``: a factory in the bundle gives an ``nn.Module`` or any callable."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+
+from bedsit.ipc.errors import error
+from bedsit.sandbox.worker.bundle import Bundle
+from bedsit.sandbox.worker.runners.runner import Runner
+
+
+def load_python(bundle: Bundle) -> Runner:
+    """Import the entry's module, call its factory with the bundle, and load the weights that it did not load itself.
+
+    An ``nn.Module`` is put in eval mode; if the bundle declares exactly one weights file and the factory did not ask
+    for it, its tensors become the module's parameters without a copy.
+    """
+    module_name, _, function_name = bundle.manifest.entry.partition(":")
+    model = _import_from(bundle.path, module_name, function_name, bundle)
+    if isinstance(model, torch.nn.Module):
+        if len(bundle.manifest.weights) == 1 and not bundle.weights_were_asked_for:
+            model.load_state_dict(bundle.load_weights(), assign=True)
+        model.eval().requires_grad_(requires_grad=False)
+    if not callable(model):
+        raise error("model.load_failed", f"{bundle.manifest.entry} gave a {type(model).__name__}, nothing to call")
+    return Runner(bundle.manifest, model)
+
+
+def _import_from(folder: Path, module_name: str, function_name: str, bundle: Bundle) -> object:
+    """Call the factory with the bundle's folder first on the path.
+
+    Two bundles may have modules of the same name: what was imported from the folder leaves ``sys.modules`` again (its
+    functions keep what they refer to), so a bundle's own modules must be imported while it loads, not in a call.
+    """
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(module_name)
+        factory = getattr(module, function_name, None)
+        if factory is None:
+            raise error("model.load_failed", f"module {module_name!r} has no {function_name!r}", "check `entry`")
+        return factory(bundle)
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin is not None and Path(origin).is_relative_to(folder):
+                del sys.modules[name]
+        importlib.invalidate_caches()
