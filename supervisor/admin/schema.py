@@ -1,0 +1,195 @@
+"""What may be asked, as types: an unknown operation, a missing or an unknown argument is ``request.invalid``."""
+
+from typing import Annotated, Any, Literal, Union, get_args
+
+import msgspec
+
+from bedsit.ipc.errors import error
+from bedsit.ipc.spelling import nearest
+
+VERSION = 1
+
+# \Z, because $ would allow a newline at the end.
+TenantName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_.-]{0,62}\Z")]
+KeyId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}\Z")]
+Label = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 50)]
+Cpus = Annotated[float, msgspec.Meta(ge=0.01, le=4096)]
+Pids = Annotated[int, msgspec.Meta(ge=4, le=1 << 22)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Version = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    """Arguments of one operation."""
+
+
+class Ping(_Request, frozen=True, tag="ping"):
+    """Is the daemon there."""
+
+
+class Status(_Request, frozen=True, tag="status"):
+    """How the whole box is."""
+
+
+class TenantCreate(_Request, frozen=True, tag="tenant.create"):
+    """A new tenant with its first key."""
+
+    name: TenantName
+    memory_bytes: Bytes | None = None
+    cpus: Cpus | None = None
+    pids: Pids | None = None
+    isolation: Literal["strict", "best-effort"] = "strict"
+
+
+class TenantList(_Request, frozen=True, tag="tenant.list"):
+    """All tenants."""
+
+
+class TenantShow(_Request, frozen=True, tag="tenant.show"):
+    """One tenant."""
+
+    name: TenantName
+
+
+class TenantSet(_Request, frozen=True, tag="tenant.set"):
+    """Other limits, at once."""
+
+    name: TenantName
+    memory_bytes: Bytes | None = None
+    cpus: Cpus | None = None
+    pids: Pids | None = None
+
+
+class TenantStop(_Request, frozen=True, tag="tenant.stop"):
+    """No slot for this tenant until it is started."""
+
+    name: TenantName
+
+
+class TenantStart(_Request, frozen=True, tag="tenant.start"):
+    """A slot again."""
+
+    name: TenantName
+
+
+class TenantDelete(_Request, frozen=True, tag="tenant.delete"):
+    """Forget it with all it has."""
+
+    name: TenantName
+
+
+class KeyCreate(_Request, frozen=True, tag="key.create"):
+    """A further key."""
+
+    tenant: TenantName
+    label: Label = ""
+
+
+class KeyList(_Request, frozen=True, tag="key.list"):
+    """All keys of a tenant."""
+
+    tenant: TenantName
+
+
+class KeyRevoke(_Request, frozen=True, tag="key.revoke"):
+    """A key that opens nothing any more."""
+
+    tenant: TenantName
+    id: KeyId
+
+
+class ModelDeploy(_Request, frozen=True, tag="model.deploy"):
+    """A new version of a model; its archive follows."""
+
+    tenant: TenantName
+    name: ModelName
+    size: Bytes
+    digest: Digest
+    idempotent: bool = True
+    replace: bool = False
+    timeout_s: Seconds | None = None
+
+
+class ModelList(_Request, frozen=True, tag="model.list"):
+    """All models of a tenant."""
+
+    tenant: TenantName
+
+
+class ModelShow(_Request, frozen=True, tag="model.show"):
+    """One model."""
+
+    tenant: TenantName
+    name: ModelName
+
+
+class ModelDelete(_Request, frozen=True, tag="model.delete"):
+    """Retire a model, or one version of it."""
+
+    tenant: TenantName
+    name: ModelName
+    version: Version | None = None
+
+
+class Ps(_Request, frozen=True, tag="ps"):
+    """All slots."""
+
+
+class EventsAsked(_Request, frozen=True, tag="events"):
+    """What happened."""
+
+    tenant: TenantName | None = None
+    limit: Count = 100
+    follow: bool = False
+
+
+class LogsAsked(_Request, frozen=True, tag="logs"):
+    """What a tenant printed."""
+
+    tenant: TenantName
+    lines: Count = 100
+    follow: bool = False
+
+
+class Down(_Request, frozen=True, tag="down"):
+    """End everything."""
+
+
+Request = Union[  # noqa: UP007 - get_args below needs the typing form
+    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantDelete, KeyCreate,
+    KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelDelete, Ps, EventsAsked, LogsAsked, Down,
+]  # fmt: skip
+
+
+class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    v: int
+    op: str
+    args: dict[str, Any] = {}
+
+
+_KINDS = {str(kind.__struct_config__.tag): kind for kind in get_args(Request)}
+
+
+def read_request(message: object) -> Any:
+    """The request in a frame. Raises ``request.invalid``, with the nearest known name where there is one."""
+    try:
+        frame = msgspec.convert(message, _Frame)
+    except msgspec.ValidationError as e:
+        raise error("request.invalid", f"not a request: {e}") from None
+    if frame.v != VERSION:
+        raise error("request.invalid", f"version {frame.v} of the admin API; this daemon speaks {VERSION}")
+    kind = _KINDS.get(frame.op)
+    if kind is None:
+        raise error("request.invalid", f"no operation {frame.op!r}", nearest(frame.op, _KINDS))
+    known = kind.__struct_fields__
+    for name in frame.args:
+        if name not in known:
+            raise error("request.invalid", f"{frame.op} takes no {name!r}", nearest(name, known))
+    try:
+        return msgspec.convert(frame.args | {"op": frame.op}, kind)
+    except msgspec.ValidationError as e:
+        raise error("request.invalid", f"{frame.op}: {e}") from None

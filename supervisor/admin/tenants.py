@@ -1,0 +1,169 @@
+"""tenant.*: create, list, show, set, stop, start, delete."""
+
+from typing import Any, Final
+
+from bedsit.ipc.errors import error
+from bedsit.sandbox.cgroup import Limits
+from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.admin import schema
+from bedsit.supervisor.admin.call import Call
+from bedsit.supervisor.desk import Desk, now_text
+from bedsit.supervisor.effects import limits_of
+from bedsit.supervisor.keys import make_key
+from bedsit.supervisor.registry import NewTenant, TenantRow
+from bedsit.supervisor.tenantlogs import remove_logs
+
+#: How long a new box may take to measure what a blank slot needs.
+_FLOOR_S: Final = 10.0
+_MIB: Final = 1 << 20
+
+
+async def create(desk: Desk, request: schema.TenantCreate, _call: Call) -> dict[str, Any]:
+    """A new tenant; its first key's secret is in this answer and nowhere else."""
+    default = desk.config.tenant
+    new = NewTenant(
+        name=request.name,
+        isolation=request.isolation,
+        memory_bytes=request.memory_bytes or default.memory_bytes,
+        cpus=request.cpus or default.cpus,
+        pids=request.pids or default.pids,
+        arena_bytes=default.arena_bytes,
+        queue_max=default.queue_max,
+        max_inflight=default.max_inflight,
+        sessions_max=default.sessions_max,
+    )
+    await _check_floor(desk, new.memory_bytes)
+    async with desk.locks[request.name]:
+        key = make_key()
+        row = desk.registry.add_tenant(new, key, now_text())
+        desk.events.add("tenant.created", f"memory {row.memory_bytes // _MIB} MiB, {row.cpus:g} cpus", row.name)
+        desk.tell_house(row)
+        await desk.settle()
+    return {"tenant": view(desk, row), "key": {"id": key.id, "secret": key.secret}}
+
+
+async def list_all(desk: Desk, _request: schema.TenantList, _call: Call) -> list[dict[str, Any]]:
+    """All tenants by name."""
+    return [view(desk, row) for row in desk.registry.tenants()]
+
+
+async def show(desk: Desk, request: schema.TenantShow, _call: Call) -> dict[str, Any]:
+    """One tenant, its slot's walls read anew."""
+    return view(desk, desk.registry.tenant(request.name), fresh=True)
+
+
+async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict[str, Any]:
+    """Other limits, on running slots at once; all of them or none."""
+    async with desk.locks[request.name]:
+        old = desk.registry.tenant(request.name)
+        memory_bytes = request.memory_bytes or old.memory_bytes
+        cpus, pids = request.cpus or old.cpus, request.pids or old.pids
+        await _check_floor(desk, memory_bytes)
+        slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
+        done: list[str] = []
+        try:
+            for slot in slots:
+                desk.slots.set_limits(slot, Limits(memory_bytes, pids, cpus))
+                done.append(slot)
+            desk.registry.set_limits(old.name, memory_bytes, cpus, pids)
+        except BaseException:
+            for slot in done:
+                desk.slots.set_limits(slot, limits_of(old))
+            raise
+        row = desk.registry.tenant(old.name)
+        desk.events.add("tenant.changed", f"memory {memory_bytes // _MIB} MiB, {cpus:g} cpus, {pids} pids", row.name)
+        return view(desk, row)
+
+
+async def stop(desk: Desk, request: schema.TenantStop, _call: Call) -> dict[str, Any]:
+    """No new requests, and no slot once the running ones are answered."""
+    async with desk.locks[request.name]:
+        row = desk.registry.tenant(request.name)
+        if row.wanted != "stopped":
+            desk.registry.set_wanted(row.name, "stopped")
+            row = desk.registry.tenant(row.name)
+            desk.events.add("tenant.stopped", "by its operator", row.name)
+        desk.tell_house(row)
+        await _wait_without_slots(desk, row.name)
+        return view(desk, row)
+
+
+async def start(desk: Desk, request: schema.TenantStart, _call: Call) -> dict[str, Any]:
+    """A slot again; answers once it serves. Raises ``worker.crashed`` when it does not come up."""
+    async with desk.locks[request.name]:
+        row = desk.registry.tenant(request.name)
+        if row.wanted != "running":
+            desk.registry.set_wanted(row.name, "running")
+            row = desk.registry.tenant(row.name)
+            desk.events.add("tenant.started", "by its operator", row.name)
+        desk.tell_house(row)
+        up = await desk.wait_until(
+            lambda: row.name not in desk.house.tenants or desk.house.tenant_state(row.name) != "starting",
+            desk.config.load_timeout_s,
+        )
+        if not up:
+            raise error("deadline.exceeded", f"tenant {row.name!r} is still starting", "see: bedsit events")
+        if desk.house.tenant_state(row.name) == "failed":
+            cause = desk.house.tenants[row.name].cause
+            hint = "it is tried again; see: bedsit logs"
+            raise error("worker.crashed", f"tenant {row.name!r} does not come up: {cause}", hint)
+        await desk.settle()
+        return view(desk, row)
+
+
+async def delete(desk: Desk, request: schema.TenantDelete, _call: Call) -> dict[str, Any]:
+    """Forget the tenant; answers once nothing of it runs."""
+    async with desk.locks[request.name]:
+        row = desk.registry.tenant(request.name)
+        desk.registry.delete_tenant(row.name)
+        desk.feed(on.TenantGone(row.name))
+        await _wait_without_slots(desk, row.name)
+        await desk.slots.wait_idle()
+        remove_logs(desk.folders.logs / row.name)
+        desk.collect_artifacts()
+        desk.events.add("tenant.deleted", "with its keys, models and output", row.name)
+        await desk.settle()
+    return {}
+
+
+def view(desk: Desk, row: TenantRow, *, fresh: bool = False) -> dict[str, Any]:
+    """A tenant as the API shows it."""
+    tenant = desk.house.tenants[row.name]
+    live = desk.slots.live.get(tenant.slot or "")
+    record = live.record if live else None
+    restarts, cause = desk.registry.tally(row.number)
+    return {
+        "name": row.name,
+        "number": row.number,
+        "state": desk.house.tenant_state(row.name),
+        "limits": {"memory_bytes": row.memory_bytes, "cpus": row.cpus, "pids": row.pids},
+        "isolation": row.isolation,
+        "slot": tenant.slot,
+        "worker_pid": record.worker_pid if record else None,
+        "slot_started_at": record.started_at if record else None,
+        "assigned_at": record.assigned_at if record else None,
+        "models": len(desk.registry.models(row.number)),
+        "restarts": restarts,
+        "last_cause": cause,
+        "created_at": row.created_at,
+        "walls": None if record is None else desk.slots.inspect(record.slot) if fresh else record.walls,
+    }
+
+
+async def _check_floor(desk: Desk, memory_bytes: int) -> None:
+    """Raises ``tenant.limit_too_low``: with less, not even Python starts, and the tenant could never run."""
+    if desk.config.pool_size > 0:
+        await desk.wait_until(lambda: desk.slots.is_measured, _FLOOR_S)
+    floor = desk.slots.floor_bytes
+    if memory_bytes < floor:
+        least = -(-floor // _MIB)
+        what = f"{memory_bytes // _MIB} MiB of memory is less than Python and torch need in a slot"
+        raise error("tenant.limit_too_low", what, f"give at least {least} MiB, and what the models need", floor=floor)
+
+
+async def _wait_without_slots(desk: Desk, name: str) -> None:
+    def is_without() -> bool:
+        return all(slot.tenant != name for slot in desk.house.slots.values())
+
+    if not await desk.wait_until(is_without, desk.config.drain_timeout_s + 10):
+        raise error("deadline.exceeded", f"tenant {name!r} still has a slot", "see: bedsit ps")

@@ -1,0 +1,164 @@
+"""The daemon's configuration: TOML, parsed once, strictly; an unknown key is an error that names the nearest known one.
+
+Order, later wins: defaults below, the main file, ``<file>.d/*.toml`` in lexical order, command-line options.
+Sizes are bytes, as a number or as text with a unit (``"2GiB"``); durations are seconds.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+import msgspec
+
+from bedsit.ipc.errors import error
+from bedsit.ipc.spelling import nearest
+
+DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
+_UNITS: Final[Mapping[str, int]] = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE: Final = re.compile(r"^(\d+)\s*([A-Za-z]*)$")
+# The longest socket below the run folder is "slots/s12345678/router.sock"; sun_path holds 107 bytes and a NUL.
+_MAX_RUN_DIR: Final = 107 - len("/slots/s12345678/router.sock")
+
+
+class TenantDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a tenant gets when its creator does not say."""
+
+    memory_bytes: int = 2 << 30
+    cpus: float = 1.0
+    pids: int = 256
+    arena_bytes: int = 1 << 30
+    queue_max: int = 1024
+    max_inflight: int = 8
+    sessions_max: int = 64
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every setting of the daemon."""
+
+    run_dir: str = "/run/bedsit"
+    state_dir: str = "/var/lib/bedsit"
+    #: Members of this group may use the admin socket; empty: root only.
+    admin_group: str = ""
+    #: The user of the router. The default falls back to a reserved uid where no such user exists.
+    router_user: str = ""
+    #: Slots take two uids each from [uid_base, uid_base + uid_count).
+    uid_base: int = 1_900_000_000
+    uid_count: int = 4096
+    #: Blank slots kept ready.
+    pool_size: int = 2
+    #: Slots of all kinds.
+    max_slots: int = 256
+    #: A model must be loaded within this time.
+    load_timeout_s: float = 120.0
+    #: A replaced slot may finish its requests within this time.
+    drain_timeout_s: float = 60.0
+    #: Writable file systems of a slot; their pages count against the tenant's memory.
+    tmp_bytes: int = 64 << 20
+    bundle_bytes: int = 2 << 30
+    #: What a slot's output may take on disk (two files).
+    log_bytes: int = 8 << 20
+    #: Largest artifact accepted.
+    artifact_bytes: int = 64 << 30
+    #: Rows kept of ``bedsit events``.
+    events_kept: int = 10_000
+    log_level: str = "info"
+    tenant: TenantDefaults = TenantDefaults()
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return Path(self.run_dir)
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return Path(self.state_dir)
+
+
+def load_config(path: Path | None, overrides: Mapping[str, str | None]) -> Config:
+    """Read *path* (None: the default path, which may be absent) and its drop-ins; None overrides nothing.
+
+    Raises ``config.invalid`` naming file, key and nearest key.
+    """
+    merged: dict[str, Any] = {}
+    main = path or DEFAULT_PATH
+    if path is not None and not path.exists():
+        raise error("config.invalid", f"{path}: no such file", "give the path of an existing file to --config")
+    drop_ins = main.with_name(main.name + ".d")
+    for file in [main, *sorted(drop_ins.glob("*.toml"))]:
+        if file.exists():
+            _merge(merged, _read(file))
+    merged.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        config = msgspec.convert(merged, Config)
+    except msgspec.ValidationError as e:
+        raise error("config.invalid", f"{main}: {e}") from None
+    _check(config)
+    return config
+
+
+def parse_size(text: str) -> int:
+    """``"64MiB"`` as bytes. Raises ValueError."""
+    found = _SIZE.match(text.strip())
+    if found is None or found[2] not in _UNITS:
+        known = ", ".join(unit for unit in _UNITS if unit)
+        raise ValueError(f"{text!r} is no size; write a number with one of {known}")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise error("config.invalid", f"{file}: {e}") from None
+    _read_keys(file, "", raw, Config)
+    return raw
+
+
+def _read_keys(file: Path, prefix: str, table: dict[str, Any], shape: type[msgspec.Struct]) -> None:
+    """Check names here, where file and nearest name are known; turn sizes into bytes. Types are msgspec's work."""
+    hints = get_type_hints(shape)
+    for key, value in table.items():
+        if key not in shape.__struct_fields__:
+            raise error(
+                "config.invalid", f"{file}: unknown key {prefix + key!r}", nearest(key, shape.__struct_fields__)
+            )
+        if isinstance(value, dict) and issubclass(hints[key], msgspec.Struct):
+            _read_keys(file, f"{prefix}{key}.", value, hints[key])
+        elif isinstance(value, str) and key.endswith("_bytes"):
+            try:
+                table[key] = parse_size(value)
+            except ValueError as e:
+                raise error("config.invalid", f"{file}: {prefix + key}: {e}") from None
+
+
+def _check(config: Config) -> None:
+    def require(key: str, what: str, *, ok: bool) -> None:
+        if not ok:
+            raise error("config.invalid", f"{key} {what}")
+
+    for key in ("run_dir", "state_dir"):
+        require(key, "must be an absolute path", ok=Path(getattr(config, key)).is_absolute())
+    short = len(config.run_dir.encode()) <= _MAX_RUN_DIR
+    require("run_dir", f"must have at most {_MAX_RUN_DIR} bytes, because socket paths are limited", ok=short)
+    require("run_dir", "must not be the state folder", ok=config.run_dir != config.state_dir)
+    require("uid_base", "must be at least 65536, above every ordinary user", ok=config.uid_base >= 1 << 16)
+    require("uid_count", "must end below 2^31", ok=0 < config.uid_count <= (1 << 31) - 1 - config.uid_base)
+    require("max_slots", "needs two uids a slot", ok=0 < 2 * config.max_slots <= config.uid_count)
+    require("pool_size", "must be below max_slots", ok=0 <= config.pool_size < config.max_slots)
+    for key in ("load_timeout_s", "drain_timeout_s", "tmp_bytes", "bundle_bytes", "log_bytes", "artifact_bytes"):
+        require(key, "must be above 0", ok=getattr(config, key) > 0)
+    for key in TenantDefaults.__struct_fields__:
+        require(f"tenant.{key}", "must be above 0", ok=getattr(config.tenant, key) > 0)
+    levels = ("debug", "info", "warning", "error")
+    require("log_level", f"must be one of {', '.join(levels)}", ok=config.log_level in levels)

@@ -1,0 +1,83 @@
+"""What the admin API's handlers work with: all parts of the daemon, and the few things that several nouns need."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.config import Config
+from bedsit.supervisor.control import Control
+from bedsit.supervisor.effects import Effects
+from bedsit.supervisor.events import Events
+from bedsit.supervisor.folders import Folders
+from bedsit.supervisor.lifecycle import House
+from bedsit.supervisor.operations import Operations
+from bedsit.supervisor.publisher import Publisher
+from bedsit.supervisor.registry import Registry, TenantRow
+from bedsit.supervisor.room import Room
+from bedsit.supervisor.slots import Slots
+from bedsit.supervisor.zygotes import Zygotes
+
+#: How long a change waits for a connected router to work by it.
+ACK_S: Final = 2.0
+
+
+@dataclass
+class Desk:
+    """The parts of a running daemon."""
+
+    config: Config
+    folders: Folders
+    registry: Registry
+    events: Events
+    artifacts: Artifacts
+    house: House
+    room: Room
+    slots: Slots
+    zygotes: Zygotes
+    operations: Operations
+    publisher: Publisher
+    control: Control
+    effects: Effects
+    feed: Callable[[on.Stimulus], None]
+    wait_until: Callable[[Callable[[], bool], float], Awaitable[bool]]
+    down: Callable[[Callable[[str, float | None], None]], Awaitable[None]]
+    leave: Callable[[], None]
+    started_at: float
+    #: Digests of archives that are on their way in or wait for their turn.
+    incoming: list[str] = field(default_factory=list)
+    #: Changes to one tenant happen one after the other.
+    locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    def publish(self) -> None:
+        """Tell the router of a change that the lifecycle does not know of."""
+        self.publisher.publish()
+
+    async def settle(self) -> None:
+        """Wait until the router works by what was published last, if one is connected."""
+        await self.control.wait_acked(self.publisher.serial, ACK_S)
+
+    def collect_artifacts(self) -> None:
+        """Remove the artifacts that neither the registry nor a deployment under way needs."""
+        self.artifacts.collect(self.registry.digests() | set(self.incoming))
+
+    def tell_house(self, row: TenantRow) -> None:
+        """Say what the operator wants of this tenant now."""
+        self.feed(wish_of(self.registry, row))
+
+
+def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
+    """A tenant's row as the lifecycle sees it."""
+    models = tuple(
+        sorted((model.number, version.version) for model in registry.models(row.number) for version in model.versions)
+    )
+    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models)
+
+
+def now_text() -> str:
+    """The time as RFC 3339 text, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,130 @@
+"""Where instructions become system calls, and nowhere else. Each is carried out in order; none waits."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import assert_never
+
+from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.slot import Assignment, ModelToLoad
+from bedsit.sandbox.cgroup import Limits
+from bedsit.supervisor import instructions as do
+from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.events import Events
+from bedsit.supervisor.log import get_log
+from bedsit.supervisor.operations import Operations
+from bedsit.supervisor.publisher import Publisher
+from bedsit.supervisor.registry import Registry, TenantRow
+from bedsit.supervisor.slots import Slots
+from bedsit.supervisor.timers import Timers
+from bedsit.supervisor.zygotes import Zygotes
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model version that is being deployed and is not in the registry yet."""
+
+    name: str
+    digest: str
+    size: int
+
+
+@dataclass
+class Effects:
+    """Carries out instructions. *feed_next* puts a stimulus before all others that wait: a commit's outcome."""
+
+    registry: Registry
+    events: Events
+    artifacts: Artifacts
+    slots: Slots
+    zygotes: Zygotes
+    operations: Operations
+    publisher: Publisher
+    timers: Timers
+    feed: Callable[[on.Stimulus], None]
+    feed_next: Callable[[on.Stimulus], None]
+    finish: Callable[[], None]
+    #: By tenant, model number and version.
+    drafts: dict[tuple[str, int, int], Draft] = field(default_factory=dict)
+
+    def carry_out(self, instruction: do.Instruction) -> None:
+        """Do it, or start doing it."""
+        match instruction:
+            case do.StartZygote():
+                self.zygotes.start()
+            case do.BuildSlot(slot):
+                self.slots.build(slot)
+            case do.AssignSlot():
+                self._assign(instruction)
+            case do.Record(slot, state):
+                self.slots.save_state(slot, state)
+            case do.DestroySlot(slot):
+                self.slots.destroy(slot)
+            case do.Commit():
+                self._commit(instruction)
+            case do.Answer(operation, why):
+                self.operations.answer(operation, why)
+            case do.Publish():
+                self.publisher.publish()
+            case do.SetTimer(timer, delay_s):
+                self.timers.set(timer, delay_s)
+            case do.StopTimer(timer):
+                self.timers.stop(timer)
+            case do.Tell(kind, text, tenant, slot, cause):
+                self.events.add(kind, text, tenant, slot, cause.kind if cause else None)
+            case do.CountRestart():
+                self._count(instruction)
+            case do.Finish():
+                self.finish()
+            case _:
+                assert_never(instruction)
+
+    def _assign(self, order: do.AssignSlot) -> None:
+        try:
+            row = self.registry.tenant(order.tenant)
+            drafts = [self._find(row, *model) for model in order.models]
+        except BedsitError as e:  # deleted between two stimuli: the slot has to go
+            self.feed(on.LoadFailed(order.slot, e))
+            return
+        models = [
+            ModelToLoad(number, draft.name, version, draft.size)
+            for (number, version), draft in zip(order.models, drafts, strict=True)
+        ]
+        threads = max(1, min(int(row.cpus), os.cpu_count() or 1))
+        assignment = Assignment(row.name, threads, tuple(models))
+        artifacts = [partial(self.artifacts.open, draft.digest) for draft in drafts]
+        self.events.add("slot.assigned", f"{len(models)} model versions", row.name, order.slot)
+        self.slots.assign(order.slot, assignment, limits_of(row), artifacts)
+
+    def _find(self, row: TenantRow, number: int, version: int) -> Draft:
+        draft = self.drafts.get((row.name, number, version))
+        if draft is not None:
+            return draft
+        for model in self.registry.models(row.number):
+            for known in model.versions:
+                if (model.number, known.version) == (number, version):
+                    return Draft(model.name, known.digest, known.size)
+        raise error("model.not_found", f"model {number} version {version} of tenant {row.name!r} is not registered")
+
+    def _commit(self, order: do.Commit) -> None:
+        live = self.slots.live.get(order.slot or "")
+        manifests = {live.record.models[index]: text for index, text in live.manifests.items()} if live else {}
+        try:
+            self.operations.commit(order.operation, manifests)
+        except BedsitError as e:
+            self.feed_next(on.RollRefused(order.operation, e))
+        else:
+            self.feed_next(on.RollCommitted(order.operation))
+
+    def _count(self, order: do.CountRestart) -> None:
+        try:
+            self.registry.count_restart(self.registry.tenant(order.tenant).number, order.cause.text)
+        except BedsitError as e:  # a tally is not worth a failure
+            get_log().warning("tally.lost", tenant=order.tenant, error=str(e))
+
+
+def limits_of(row: TenantRow) -> Limits:
+    """What one slot of the tenant may use."""
+    return Limits(row.memory_bytes, row.pids, row.cpus)

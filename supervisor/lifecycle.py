@@ -1,0 +1,491 @@
+"""The house: which slot belongs to whom, and what has to be done about what happened. Pure: no clock, no I/O.
+
+``handle`` takes one stimulus and gives the instructions that follow from it; the shell (daemon.py) carries them out
+(effects.py) and reports back with further stimuli.
+
+Guarantees, for any order of stimuli (held by tests/supervisor/test_lifecycle_properties.py):
+  - a slot serves one tenant, once; two tenants never share one;
+  - a tenant has at most one slot that takes new requests, and a failed roll leaves the old one as it was;
+  - the pool is refilled, a dead slot is replaced, both with back-off; nothing is built after ShutDown;
+  - every operation is answered exactly once; a slot stays known until its cgroup is empty.
+Assumes: a Commit is carried out before the next stimulus is handled.
+Why not coroutines per slot: the interesting bugs live between two awaits; here there is nothing between.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal, assert_never
+
+from bedsit.ipc.errors import BedsitError, error
+from bedsit.supervisor import instructions as do
+from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.causes import Cause
+from bedsit.supervisor.events import Kind
+from bedsit.supervisor.stimuli import Timer
+from bedsit.supervisor.tenancy import Limits, Roll, Slot, Statistics, Tenant, TenantState, backoff_s
+from bedsit.supervisor.transitions import TRANSITIONS, InvalidTransition, SlotEvent, Story
+
+#: A slot that served this long has its tenant's failures forgiven.
+HEALTHY_AFTER_S: Final = 60.0
+#: A worker that closed its socket may take this long to be seen dead before it is killed.
+LOST_GRACE_S: Final = 0.25
+_SLOT_TIMERS: Final[tuple[on.TimerKind, ...]] = ("load", "drain", "lost")
+
+
+class House:
+    """All slots and tenants. Changed by ``handle`` only; everybody else reads."""
+
+    def __init__(self, limits: Limits, new_id: Callable[[], str]) -> None:
+        self.slots: dict[str, Slot] = {}
+        self.tenants: dict[str, Tenant] = {}
+        self.story = Story()
+        self._limits = limits
+        self._new_id = new_id
+        self._phase: Literal["recovering", "open", "closing", "closed"] = "recovering"
+        self._zygote_up = False
+        self._zygote_failures = 0
+        self._pool_failures = 0
+        self._pool_resting = False
+        self._refusal = ""
+        #: Who waits for a blank slot, first come first served: ("tenant", name) or ("roll", operation).
+        self._waiting: dict[tuple[Literal["tenant", "roll"], str], Tenant] = {}
+        self._out: list[do.Instruction] = []
+        self._answers: list[do.Instruction] = []
+        self._dirty = False
+
+    def handle(self, stimulus: on.Stimulus) -> list[do.Instruction]:
+        """What follows from *stimulus*, in order. The router is told before a caller is answered."""
+        self._hear(stimulus)
+        self._settle()
+        if self._dirty and self._phase != "recovering":
+            self._out.append(do.Publish())
+            self._dirty = False
+        out = self._out + self._answers
+        self._out, self._answers = [], []
+        return out
+
+    def tenant_state(self, name: str) -> TenantState:
+        """What a tenant is doing now."""
+        tenant = self.tenants[name]
+        if not tenant.running:
+            return "stopped"
+        if not tenant.models:
+            return "empty"
+        if tenant.slot and self.slots[tenant.slot].state == "serving":
+            return "running"
+        return "failed" if tenant.resting else "starting"
+
+    def statistics(self) -> Statistics:
+        """Counts of slots now."""
+        states = [slot.state for slot in self.slots.values()]
+        return Statistics(self._limits.pool_size, states.count("blank"), states.count("building"), len(states))
+
+    # -- hearing ------------------------------------------------------------------------------------------------------
+
+    def _hear(self, stimulus: on.Stimulus) -> None:
+        match stimulus:
+            case on.Begin():
+                self._begin()
+            case on.ZygoteUp(generation):
+                self._zygote_up = True
+                if self._phase == "open":  # else it was found, not started
+                    self._tell("zygote.started", f"generation {generation}")
+            case on.ZygoteDown(cause):
+                self._mourn_zygote(cause)
+            case on.TenantSet():
+                self._set_tenant(stimulus)
+            case on.TenantGone(tenant):
+                self._remove_tenant(tenant)
+            case on.RollAsked():
+                self._ask_roll(stimulus)
+            case on.RollCommitted(operation):
+                self._finish_roll(operation)
+            case on.RollRefused(operation, why):
+                self._fail_roll(operation, why)
+            case on.SlotAdopted():
+                self._adopt(stimulus)
+            case on.ShutDown():
+                self._close()
+            case on.TimerFired(timer):
+                self._ring(timer)
+            case _:
+                slot = self.slots.get(stimulus.slot)
+                if slot is not None:  # else: late news of a slot that is gone
+                    self._hear_of_slot(slot, stimulus)
+
+    def _hear_of_slot(self, slot: Slot, news: on.SlotNews) -> None:
+        match news:
+            case on.SlotBuilt(degraded=degraded):
+                self._accept(slot, degraded=degraded)
+            case on.SlotRefused(why=why):
+                self._refuse(slot, why)
+            case on.ModelsLoaded():
+                self._loaded(slot)
+            case on.LoadFailed(error=why):
+                self._load_failed(slot, why)
+            case on.SlotDied(cause=cause):
+                self._died(slot, "died", cause)
+            case on.SlotLost():
+                if slot.state in ("loading", "serving", "draining"):
+                    self._out.append(do.SetTimer(Timer("lost", slot.id), LOST_GRACE_S))
+            case on.SlotDrained():
+                self._end(slot, "drained")
+            case on.SlotGone():
+                self._dirty |= slot.tenant is not None
+                self._move(slot, "gone")
+                self._tell("slot.destroyed", "nothing is left of it", slot)
+            case _:
+                assert_never(news)
+
+    def _ring(self, timer: Timer) -> None:
+        kind, subject = timer
+        slot, tenant = self.slots.get(subject), self.tenants.get(subject)
+        match kind:
+            case "load":
+                if slot:
+                    within = f"not loaded within {self._limits.load_timeout_s:g} s"
+                    self._died(slot, "overdue", Cause("timeout", within))
+            case "drain":
+                if slot and slot.state == "draining":
+                    self._end(slot, "overdue")
+            case "lost":
+                if slot:
+                    text = "closed its connection to the router and went on running"
+                    self._died(slot, "died", Cause("killed", text))
+            case "roll":
+                self._roll_overdue(subject)
+            case "restart":
+                if tenant:
+                    tenant.resting = False
+            case "healthy":
+                if tenant:
+                    tenant.failures = 0
+            case "pool":
+                self._pool_resting = False
+            case "zygote":
+                if self._phase == "open" and not self._zygote_up:
+                    self._out.append(do.StartZygote())
+            case _:
+                assert_never(kind)
+
+    # -- tenants ------------------------------------------------------------------------------------------------------
+
+    def _set_tenant(self, wish: on.TenantSet) -> None:
+        tenant = self.tenants.setdefault(wish.tenant, Tenant(wish.tenant))
+        tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
+        tenant.failures = 0
+        self._wake(tenant)
+        if not tenant.running:
+            stopped = error("tenant.stopped", f"tenant {tenant.name!r} was stopped")
+            self._drop_roll(tenant, stopped)
+        slot = self._slot_of(tenant)
+        if slot and (not tenant.running or slot.models != tenant.models):
+            tenant.slot = None
+            self._supersede(slot)
+        self._dirty = True
+
+    def _remove_tenant(self, name: str) -> None:
+        tenant = self.tenants.pop(name, None)
+        if tenant is None:
+            return
+        self._waiting.pop(("tenant", name), None)
+        self._wake(tenant)
+        self._out.append(do.StopTimer(Timer("healthy", name)))
+        self._drop_roll(tenant, error("tenant.not_found", f"tenant {name!r} was deleted"))
+        for slot in list(self.slots.values()):
+            if slot.tenant == name:
+                self._end(slot, "abandoned")
+        self._dirty = True
+
+    def _wake(self, tenant: Tenant) -> None:
+        """No rest any more: a restart may come at once."""
+        if tenant.resting:
+            tenant.resting = False
+            self._out.append(do.StopTimer(Timer("restart", tenant.name)))
+
+    def _slot_of(self, tenant: Tenant) -> Slot | None:
+        return self.slots[tenant.slot] if tenant.slot else None
+
+    # -- rolls --------------------------------------------------------------------------------------------------------
+
+    def _ask_roll(self, ask: on.RollAsked) -> None:
+        tenant = self.tenants.get(ask.tenant)
+        refusal = self._judge_roll(tenant, ask)
+        if tenant is None or refusal is not None:
+            self._answers.append(do.Answer(ask.operation, refusal))
+            return
+        tenant.roll = Roll(ask.operation, ask.models, ask.timeout_s)
+        if not ask.models:
+            self._out.append(do.Commit(ask.operation, None))
+            return
+        self._waiting["roll", ask.operation] = tenant
+        self._out.append(do.SetTimer(Timer("roll", ask.operation), ask.timeout_s))
+
+    def _judge_roll(self, tenant: Tenant | None, ask: on.RollAsked) -> BedsitError | None:
+        if tenant is None:
+            return error("tenant.not_found", f"no tenant {ask.tenant!r}")
+        if self._phase != "open":
+            return error("daemon.unavailable", "the daemon is not ready or is going down")
+        if not tenant.running:
+            hint = f"start it with: bedsit tenant start {ask.tenant}"
+            return error("tenant.stopped", f"tenant {ask.tenant!r} is stopped", hint)
+        if tenant.roll:
+            return error("tenant.busy", f"another deployment of tenant {ask.tenant!r} is under way", "try again later")
+        taken = sum(slot.state in ("loading", "serving", "draining") for slot in self.slots.values())
+        if ask.models and taken + len(self._waiting) >= self._limits.max_slots:
+            hint = "stop or delete a tenant, or raise max_slots"
+            return error("pool.empty", f"all {self._limits.max_slots} slots of this box are in use", hint)
+        return None
+
+    def _finish_roll(self, operation: str) -> None:
+        tenant = self._tenant_of(operation)
+        if tenant is None or tenant.roll is None:
+            return
+        roll, tenant.roll = tenant.roll, None
+        self._out.append(do.StopTimer(Timer("roll", operation)))
+        old, tenant.slot = self._slot_of(tenant), roll.slot
+        tenant.models, tenant.failures = roll.models, 0
+        self._wake(tenant)
+        if roll.slot:
+            self._promote(self.slots[roll.slot], tenant)
+        if old:
+            self._supersede(old)
+        self._answers.append(do.Answer(operation, None))
+        self._dirty = True
+
+    def _roll_overdue(self, operation: str) -> None:
+        tenant = self._tenant_of(operation)
+        if tenant is None or tenant.roll is None:
+            return
+        within = f"within {tenant.roll.timeout_s:g} s"
+        if tenant.roll.slot:
+            self._fail_roll(operation, error("deadline.exceeded", f"the model was not loaded {within}"))
+        else:
+            why = f"; the last one was refused: {self._refusal}" if self._refusal else ""
+            self._fail_roll(operation, error("pool.empty", f"no blank slot {within}{why}", "see: bedsit events"))
+
+    def _fail_roll(self, operation: str, why: BedsitError) -> None:
+        tenant = self._tenant_of(operation)
+        if tenant is not None:
+            self._drop_roll(tenant, why)
+
+    def _drop_roll(self, tenant: Tenant, why: BedsitError) -> None:
+        """Answer a roll with *why* and end its slot. The committed set is untouched."""
+        if tenant.roll is None:
+            return
+        roll, tenant.roll = tenant.roll, None
+        self._waiting.pop(("roll", roll.operation), None)
+        self._out.append(do.StopTimer(Timer("roll", roll.operation)))
+        self._answers.append(do.Answer(roll.operation, why))
+        if roll.slot:
+            self._end(self.slots[roll.slot], "abandoned")
+
+    def _tenant_of(self, operation: str) -> Tenant | None:
+        found = (t for t in self.tenants.values() if t.roll and t.roll.operation == operation)
+        return next(found, None)
+
+    # -- slots --------------------------------------------------------------------------------------------------------
+
+    def _accept(self, slot: Slot, *, degraded: bool) -> None:
+        if degraded and slot.state == "building" and all(tenant.strict for tenant in self.tenants.values()):
+            self._refuse(slot, "required walls are missing and every tenant is strict")
+            return
+        if self._move(slot, "built"):
+            slot.degraded = degraded
+            self._pool_failures = self._zygote_failures = 0
+            self._refusal = ""
+            self._tell("slot.ready", "blank, with walls missing" if degraded else "blank, every wall up", slot)
+
+    def _refuse(self, slot: Slot, why: str) -> None:
+        if self._end(slot, "refused"):
+            self._refusal = why
+            self._tell("slot.refused", why, slot)
+            self._rest_pool()
+
+    def _adopt(self, found: on.SlotAdopted) -> None:
+        slot = Slot(found.slot, found.state, found.tenant, found.models, degraded=found.degraded)
+        self.slots[slot.id] = slot
+        self._tell("slot.adopted", found.state, slot)
+        if slot.tenant is None:
+            return
+        self._dirty = True
+        tenant = self.tenants.get(slot.tenant)
+        fits = tenant is not None and tenant.running and tenant.slot is None and tenant.models == slot.models
+        if tenant is None:
+            self._end(slot, "abandoned")
+        elif slot.state == "draining":
+            self._out.append(do.SetTimer(Timer("drain", slot.id), self._limits.drain_timeout_s))
+        elif not fits:
+            self._supersede(slot)
+        else:
+            tenant.slot = slot.id
+            if slot.state == "loading":
+                self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
+
+    def _loaded(self, slot: Slot) -> None:
+        tenant = self.tenants.get(slot.tenant or "")
+        if slot.state != "loading" or tenant is None:
+            self._move(slot, "loaded")  # a worker that lies: remembered in the story
+        elif slot.operation is not None:
+            self._out.append(do.Commit(slot.operation, slot.id))
+        else:
+            self._promote(slot, tenant)
+
+    def _promote(self, slot: Slot, tenant: Tenant) -> None:
+        self._move(slot, "loaded")
+        slot.operation = None
+        self._out += [
+            do.StopTimer(Timer("load", slot.id)),
+            do.Record(slot.id, "serving"),
+            do.SetTimer(Timer("healthy", tenant.name), HEALTHY_AFTER_S),
+        ]
+        self._dirty = True
+
+    def _supersede(self, slot: Slot) -> None:
+        """Let a slot finish what it has; one that still loads has nothing."""
+        if slot.state == "serving" and self._move(slot, "superseded"):
+            self._out += [
+                do.Record(slot.id, "draining"),
+                do.SetTimer(Timer("drain", slot.id), self._limits.drain_timeout_s),
+            ]
+            self._dirty = True
+        elif slot.state == "loading":
+            self._end(slot, "superseded")
+
+    def _load_failed(self, slot: Slot, why: BedsitError) -> None:
+        if slot.state == "loading":
+            self._tell("model.load_failed", why.message, slot)
+            if slot.operation is not None:
+                self._fail_roll(slot.operation, why)
+                return
+        self._died(slot, "load_failed", Cause("exit", why.message))
+
+    def _died(self, slot: Slot, event: SlotEvent, cause: Cause) -> None:
+        """A slot that ended, or has to, for a reason that counts against its tenant."""
+        was = slot.state
+        if not self._end(slot, event):
+            return
+        self._tell("slot.died", f"while {was}: {cause.text}", slot, cause)
+        tenant = self.tenants.get(slot.tenant or "")
+        if tenant is None:
+            self._rest_pool()
+        elif slot.operation is not None:
+            hint = "raise the tenant's memory limit" if cause.kind == "oom" else "see: bedsit logs"
+            crashed = error("worker.crashed", f"the worker ended while loading: {cause.text}", hint, cause=cause.kind)
+            self._fail_roll(slot.operation, crashed)
+        elif tenant.slot == slot.id:
+            self._restart(tenant, cause)
+
+    def _restart(self, tenant: Tenant, cause: Cause) -> None:
+        tenant.slot = None
+        tenant.cause = cause
+        tenant.failures += 1
+        self._out.append(do.StopTimer(Timer("healthy", tenant.name)))
+        self._out.append(do.CountRestart(tenant.name, cause))
+        delay_s = backoff_s(tenant.failures)
+        if delay_s:
+            tenant.resting = True
+            self._out.append(do.SetTimer(Timer("restart", tenant.name), delay_s))
+
+    def _end(self, slot: Slot, event: SlotEvent) -> bool:
+        """Move a slot to dying. False: the table says that this is no news."""
+        if not self._move(slot, event):
+            return False
+        self._out += [do.StopTimer(Timer(kind, slot.id)) for kind in _SLOT_TIMERS]
+        self._out.append(do.DestroySlot(slot.id))
+        self._dirty |= slot.tenant is not None
+        return True
+
+    def _move(self, slot: Slot, event: SlotEvent) -> bool:
+        outcome = TRANSITIONS[slot.state, event]
+        self.story.add(slot.id, slot.state, event, outcome)
+        if outcome == "rejected":
+            raise InvalidTransition(slot.id, slot.state, event, self.story.of(slot.id))
+        if outcome == "ignored":
+            return False
+        if outcome == "gone":
+            del self.slots[slot.id]
+        else:
+            slot.state = outcome
+        return True
+
+    # -- the house ----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._phase = "open"
+        self._dirty = True
+        if not self._zygote_up:
+            self._out.append(do.StartZygote())
+
+    def _mourn_zygote(self, cause: str) -> None:
+        self._zygote_up = False
+        self._zygote_failures += 1
+        self._tell("zygote.died", cause)
+        if self._phase != "open":
+            return
+        delay_s = backoff_s(self._zygote_failures)
+        again = do.SetTimer(Timer("zygote"), delay_s) if delay_s else do.StartZygote()
+        self._out.append(again)
+
+    def _rest_pool(self) -> None:
+        self._pool_failures += 1
+        self._pool_resting = True
+        self._out.append(do.SetTimer(Timer("pool"), backoff_s(self._pool_failures + 1)))
+
+    def _close(self) -> None:
+        if self._phase in ("closing", "closed"):
+            return
+        self._phase = "closing"
+        closing = error("daemon.unavailable", "the daemon is going down with all its slots")
+        for tenant in self.tenants.values():
+            self._drop_roll(tenant, closing)
+            tenant.slot = None
+        self._waiting.clear()
+        for slot in list(self.slots.values()):
+            self._end(slot, "abandoned")
+
+    def _settle(self) -> None:
+        """What is wanted against what is: hand out blank slots, then build what is missing."""
+        if self._phase == "closing" and not self.slots:
+            self._phase = "closed"
+            self._out.append(do.Finish())
+        if self._phase != "open":
+            return
+        for tenant in self.tenants.values():
+            if tenant.running and tenant.models and tenant.slot is None and not tenant.resting:
+                self._waiting.setdefault(("tenant", tenant.name), tenant)
+            else:
+                self._waiting.pop(("tenant", tenant.name), None)
+        for (kind, _), tenant in list(self._waiting.items()):
+            self._assign(kind, tenant)
+        self._fill_pool()
+
+    def _assign(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> None:
+        fit = (s for s in self.slots.values() if s.state == "blank" and not (s.degraded and tenant.strict))
+        slot = next(fit, None)
+        if slot is None:
+            return
+        self._move(slot, "taken")
+        slot.tenant = tenant.name
+        if kind == "roll" and tenant.roll:
+            del self._waiting["roll", tenant.roll.operation]
+            slot.models, slot.operation, tenant.roll.slot = tenant.roll.models, tenant.roll.operation, slot.id
+        else:
+            del self._waiting["tenant", tenant.name]
+            slot.models, tenant.slot = tenant.models, slot.id
+            self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
+        self._out.append(do.AssignSlot(slot.id, tenant.name, slot.models))
+        self._dirty = True
+
+    def _fill_pool(self) -> None:
+        if not self._zygote_up or self._pool_resting:
+            return
+        now = self.statistics()
+        missing = self._limits.pool_size + len(self._waiting) - now.blank - now.building
+        for _ in range(min(missing, self._limits.max_slots - now.slots)):
+            slot = Slot(self._new_id())
+            self.slots[slot.id] = slot
+            self._out.append(do.BuildSlot(slot.id))
+
+    def _tell(self, kind: Kind, text: str, slot: Slot | None = None, cause: Cause | None = None) -> None:
+        tenant, name = (slot.tenant, slot.id) if slot else (None, None)
+        self._out.append(do.Tell(kind, text, tenant, name, cause))

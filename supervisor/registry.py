@@ -1,0 +1,281 @@
+"""The desired state: tenants, keys, models. SQLite in WAL mode, one writer, every change one durable transaction.
+
+Manifests are opaque bytes here. Calls block for at most one fsync.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from bedsit.ipc.errors import BedsitError, error
+from bedsit.supervisor.keys import NewKey
+from bedsit.supervisor.migrations import migrate
+
+Isolation = Literal["strict", "best-effort"]
+_TENANT: Final = (
+    "number, name, wanted, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max,"
+    " created_at"
+)
+
+
+@dataclass(frozen=True)
+class TenantRow:
+    """A tenant as its operator wants it."""
+
+    number: int
+    name: str
+    wanted: Literal["running", "stopped"]
+    isolation: Isolation
+    memory_bytes: int
+    cpus: float
+    pids: int
+    arena_bytes: int
+    queue_max: int
+    max_inflight: int
+    sessions_max: int
+    created_at: str
+
+
+@dataclass(frozen=True)
+class NewTenant:
+    """What the creator of a tenant says."""
+
+    name: str
+    isolation: Isolation
+    memory_bytes: int
+    cpus: float
+    pids: int
+    arena_bytes: int
+    queue_max: int
+    max_inflight: int
+    sessions_max: int
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """A key; its secret is not here, nor anywhere."""
+
+    id: str
+    label: str
+    digest: bytes
+    created_at: str
+    revoked_at: str | None
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """One version of a model."""
+
+    version: int
+    digest: str
+    size: int
+    manifest: bytes
+    deployed_at: str
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model name of a tenant with all its versions, oldest first."""
+
+    number: int
+    name: str
+    default: int
+    idempotent: bool
+    versions: tuple[VersionRow, ...]
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A model version that a slot has loaded and that may now be written down."""
+
+    number: int
+    version: int
+    name: str
+    digest: str
+    size: int
+    idempotent: bool
+    manifest: bytes
+
+
+class Registry:
+    """The database. Raises ``disk.full`` or ``folder.unusable`` when it cannot be written; nothing changes then."""
+
+    def __init__(self, path: Path) -> None:
+        with _as_disk_errors(path):
+            self._db = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                migrate(self._db)
+            except BaseException:
+                self._db.close()
+                raise
+        path.chmod(0o600)
+        self._path = path
+        (self.instance,) = self._db.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    # -- tenants ------------------------------------------------------------------------------------------------------
+
+    def tenants(self) -> list[TenantRow]:
+        """All tenants by name."""
+        return [TenantRow(*row) for row in self._db.execute(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
+
+    def tenant(self, name: str) -> TenantRow:
+        """One tenant. Raises ``tenant.not_found``."""
+        row = self._db.execute(f"SELECT {_TENANT} FROM tenants WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise error("tenant.not_found", f"no tenant {name!r}", "list them with: bedsit tenant list")
+        return TenantRow(*row)
+
+    def add_tenant(self, new: NewTenant, key: NewKey, at: str) -> TenantRow:
+        """Create a tenant with its first key. Raises ``tenant.exists``."""
+        with self._writing() as db:
+            if db.execute("SELECT 1 FROM tenants WHERE name = ?", (new.name,)).fetchone():
+                raise error("tenant.exists", f"tenant {new.name!r} exists already")
+            fields = {**vars(new), "created_at": at}
+            names, marks = ", ".join(fields), ", ".join(f":{name}" for name in fields)
+            added = db.execute(f"INSERT INTO tenants ({names}) VALUES ({marks})", fields).lastrowid
+            db.execute("INSERT INTO keys VALUES (?, ?, 'first', ?, ?, NULL)", (key.id, added, key.digest, at))
+        return self.tenant(new.name)
+
+    def set_wanted(self, name: str, wanted: Literal["running", "stopped"]) -> None:
+        """Say whether a tenant shall run."""
+        with self._writing() as db:
+            db.execute("UPDATE tenants SET wanted = ? WHERE name = ?", (wanted, name))
+
+    def set_limits(self, name: str, memory_bytes: int, cpus: float, pids: int) -> None:
+        """Change what a tenant may use."""
+        with self._writing() as db:
+            change = "UPDATE tenants SET memory_bytes = ?, cpus = ?, pids = ? WHERE name = ?"
+            db.execute(change, (memory_bytes, cpus, pids, name))
+
+    def delete_tenant(self, name: str) -> None:
+        """Forget a tenant, its keys, models and tally."""
+        with self._writing() as db:
+            db.execute("DELETE FROM tenants WHERE name = ?", (name,))
+
+    # -- keys ---------------------------------------------------------------------------------------------------------
+
+    def keys(self, tenant: int) -> list[KeyRow]:
+        """All keys of a tenant, oldest first."""
+        query = "SELECT id, label, digest, created_at, revoked_at FROM keys WHERE tenant = ? ORDER BY created_at, id"
+        return [KeyRow(*row) for row in self._db.execute(query, (tenant,))]
+
+    def add_key(self, tenant: int, key: NewKey, label: str, at: str) -> None:
+        """Add a key to a tenant."""
+        with self._writing() as db:
+            db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)", (key.id, tenant, label, key.digest, at))
+
+    def revoke_key(self, tenant: int, key_id: str, at: str) -> None:
+        """Revoke a key for good; a second time changes nothing. Raises ``key.not_found``."""
+        with self._writing() as db:
+            change = "UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE tenant = ? AND id = ?"
+            if db.execute(change, (at, tenant, key_id)).rowcount == 0:
+                raise error("key.not_found", f"no key {key_id!r} of this tenant", "list them with: bedsit key list")
+
+    # -- models -------------------------------------------------------------------------------------------------------
+
+    def models(self, tenant: int) -> list[ModelRow]:
+        """All models of a tenant by number."""
+        versions: dict[int, list[VersionRow]] = {}
+        query = (
+            "SELECT model, version, digest, size, manifest, deployed_at FROM versions WHERE tenant = ? ORDER BY 1, 2"
+        )
+        for model, *row in self._db.execute(query, (tenant,)):
+            versions.setdefault(model, []).append(VersionRow(*row))
+        query = "SELECT number, name, default_version, idempotent FROM models WHERE tenant = ? ORDER BY number"
+        return [
+            ModelRow(number, name, default, bool(idempotent), tuple(versions[number]))
+            for number, name, default, idempotent in self._db.execute(query, (tenant,))
+        ]
+
+    def propose_version(self, tenant: int, name: str) -> tuple[int, int]:
+        """The model number and version that the next deployment of *name* will get. Writes nothing."""
+        query = "SELECT number, next_version FROM models WHERE tenant = ? AND name = ?"
+        known = self._db.execute(query, (tenant, name)).fetchone()
+        if known is not None:
+            return int(known[0]), int(known[1])
+        (number,) = self._db.execute("SELECT next_model FROM tenants WHERE number = ?", (tenant,)).fetchone()
+        return int(number), 1
+
+    def add_version(self, tenant: int, new: NewVersion, at: str) -> None:
+        """Write down a loaded version: it is the default from now on, beside the older ones."""
+        fields = {**vars(new), "tenant": tenant, "at": at}
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO models VALUES (:tenant, :number, :name, :version, :idempotent, :version + 1)"
+                " ON CONFLICT DO UPDATE"
+                " SET default_version = :version, idempotent = :idempotent, next_version = :version + 1",
+                fields,
+            )
+            db.execute(
+                "INSERT INTO versions VALUES (:tenant, :number, :version, :digest, :size, :manifest, :at)", fields
+            )
+            db.execute("UPDATE tenants SET next_model = max(next_model, :number + 1) WHERE number = :tenant", fields)
+
+    def delete_versions(self, tenant: int, number: int, versions: set[int]) -> None:
+        """Retire *versions* of a model; the newest one left is the default, and with none left the model is gone."""
+        with self._writing() as db:
+            for version in versions:
+                what = (tenant, number, version)
+                db.execute("DELETE FROM versions WHERE tenant = ? AND model = ? AND version = ?", what)
+            query = "SELECT max(version) FROM versions WHERE tenant = ? AND model = ?"
+            (newest,) = db.execute(query, (tenant, number)).fetchone()
+            if newest is None:
+                db.execute("DELETE FROM models WHERE tenant = ? AND number = ?", (tenant, number))
+            else:
+                change = "UPDATE models SET default_version = ? WHERE tenant = ? AND number = ?"
+                db.execute(change, (newest, tenant, number))
+
+    def digests(self) -> set[str]:
+        """Every artifact that some version needs."""
+        return {digest for (digest,) in self._db.execute("SELECT DISTINCT digest FROM versions")}
+
+    # -- tallies ------------------------------------------------------------------------------------------------------
+
+    def tally(self, tenant: int) -> tuple[int, str | None]:
+        """How often a tenant was restarted, and why last."""
+        row = self._db.execute("SELECT restarts, cause FROM tallies WHERE tenant = ?", (tenant,)).fetchone()
+        return (int(row[0]), str(row[1])) if row else (0, None)
+
+    def count_restart(self, tenant: int, cause: str) -> None:
+        """Add one death to a tenant's tally."""
+        with self._writing() as db:
+            count = "INSERT INTO tallies VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET restarts = restarts + 1, cause = ?"
+            db.execute(count, (tenant, cause, cause))
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it or nothing."""
+        with _as_disk_errors(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+@contextmanager
+def _as_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as e:
+        raise sqlite_error(path, e) from e
+
+
+def sqlite_error(path: Path, e: sqlite3.Error) -> BedsitError:
+    """An SQLite failure as the error that the operator sees."""
+    if e.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"):
+        return error("disk.full", f"{path}: {e}", "free space on this file system; nothing was changed")
+    return error("folder.unusable", f"{path}: {e}", "mend this file or give another state folder")

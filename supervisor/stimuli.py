@@ -1,0 +1,181 @@
+"""What the lifecycle may hear: facts and wishes, as plain values. Who reports each is said here."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from bedsit.ipc.errors import BedsitError
+from bedsit.supervisor.causes import Cause
+
+#: (model number, version) pairs, sorted.
+ModelSet = tuple[tuple[int, int], ...]
+TimerKind = Literal["drain", "healthy", "load", "lost", "pool", "restart", "roll", "zygote"]
+
+
+class Timer(NamedTuple):
+    """A timer's name: what it is for, and whose it is (slot, tenant or operation)."""
+
+    kind: TimerKind
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Recovery is over: build, start, publish from now on."""
+
+
+@dataclass(frozen=True)
+class ZygoteUp:
+    """A zygote answers. From the zygote's watcher."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class ZygoteDown:
+    """The zygote is gone, or could not be started. From the zygote's watcher."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
+class TenantSet:
+    """What the operator wants of a tenant now. From the registry, after it was written down."""
+
+    tenant: str
+    running: bool
+    strict: bool
+    models: ModelSet
+
+
+@dataclass(frozen=True)
+class TenantGone:
+    """The tenant was deleted. From the registry."""
+
+    tenant: str
+
+
+@dataclass(frozen=True)
+class RollAsked:
+    """Somebody wants the tenant to serve *models* instead; answered through *operation*."""
+
+    operation: str
+    tenant: str
+    models: ModelSet
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class RollCommitted:
+    """The new set is written down. From effects."""
+
+    operation: str
+
+
+@dataclass(frozen=True)
+class RollRefused:
+    """The new set could not be written down. From effects."""
+
+    operation: str
+    error: BedsitError
+
+
+@dataclass(frozen=True)
+class SlotAdopted:
+    """A slot of an earlier daemon lives. From recovery."""
+
+    slot: str
+    state: Literal["blank", "loading", "serving", "draining"]
+    tenant: str | None
+    models: ModelSet
+    degraded: bool
+
+
+@dataclass(frozen=True)
+class SlotBuilt:
+    """A blank slot is ready and inspected; *degraded*: walls that strict tenants need are missing."""
+
+    slot: str
+    degraded: bool = False
+
+
+@dataclass(frozen=True)
+class SlotRefused:
+    """A slot could not be built or failed its inspection."""
+
+    slot: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ModelsLoaded:
+    """The worker says that it serves. Hostile: may come at any time."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """The worker says that a model does not load. Hostile: may come at any time."""
+
+    slot: str
+    error: BedsitError
+
+
+@dataclass(frozen=True)
+class SlotDied:
+    """The worker or its init ended. From the slot's watcher, which read the counters."""
+
+    slot: str
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class SlotLost:
+    """The worker closed its socket to the router. From the router: may be wrong."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class SlotDrained:
+    """No request of a draining slot is left. From the router."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class SlotGone:
+    """Nothing runs in the slot any more: its cgroup is empty. From effects."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class TimerFired:
+    """A timer that the lifecycle asked for."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True)
+class ShutDown:
+    """End every slot; the house closes."""
+
+
+#: What is said of one slot, and means nothing once the slot is gone.
+SlotNews = SlotBuilt | SlotRefused | ModelsLoaded | LoadFailed | SlotDied | SlotLost | SlotDrained | SlotGone
+
+Stimulus = (
+    Begin
+    | ZygoteUp
+    | ZygoteDown
+    | TenantSet
+    | TenantGone
+    | RollAsked
+    | RollCommitted
+    | RollRefused
+    | SlotAdopted
+    | SlotNews
+    | TimerFired
+    | ShutDown
+)

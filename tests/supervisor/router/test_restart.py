@@ -1,0 +1,118 @@
+"""The daemon goes, the router goes: what goes on meanwhile and what comes back."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from bedsit import BedsitError, Client
+
+ONE = {"x": np.zeros(1, np.float32)}
+BLOCK = {"x": np.array([1.0, 5.0], np.float32)}
+
+
+def test_serving_goes_on_without_the_daemon(plane: Any) -> None:
+    """With the daemon gone, old sessions and new ones are served; when it is back, it is heard again."""
+    plane.add_slot("acme")
+    with Client("acme", run_dir=str(plane.run_dir)) as before:
+        before.infer("gate", ONE)
+        plane.leave(for_good=True)
+        with Client("acme", run_dir=str(plane.run_dir)) as after:
+            for client in (before, after) * 10:
+                assert client.infer("gate", ONE)["y"][0] == 1.0
+        plane.come_back()
+        assert plane.stats("acme")["requests"] == 21
+        plane.change("acme", state="stopped")
+        with pytest.raises(BedsitError) as caught:
+            before.infer("gate", ONE)
+        assert caught.value.code == "tenant.stopped"
+
+
+def test_a_worker_that_is_lost_while_the_daemon_is_away_is_reported_when_it_is_back(plane: Any) -> None:
+    """Reports that nobody could hear are repeated to the daemon that comes."""
+    slot = plane.add_slot("acme")
+    plane.leave(for_good=True)
+    plane.workers[slot].kill()
+    plane.wait_until(lambda: '"slot lost"' in plane.router_log.read_text())
+    plane.come_back()
+    assert plane.hear("lost")["slot"] == slot
+
+
+def test_a_killed_router_starts_from_the_snapshot_on_disk(plane: Any) -> None:
+    """With no daemon at all: the new router reads the file, workers reconnect, the client's next call is answered."""
+    plane.add_slot("acme")
+    plane.add_slot("beta")
+    with Client("acme", run_dir=str(plane.run_dir)) as client:
+        assert client.infer("gate", ONE)["y"][0] == 1.0
+        held = client.infer("gate", {"x": np.zeros(100_000, np.float32)})["y"]
+        plane.leave(for_good=True)
+        plane.stop_router(signal.SIGKILL)
+        plane.start_router(meet=False)
+        assert client.infer("gate", ONE, timeout_s=60)["y"][0] == 1.0
+        assert (held == 1.0).all()
+    with Client("beta", run_dir=str(plane.run_dir)) as other:
+        assert other.infer("gate", ONE, timeout_s=60)["y"][0] == 1.0
+    plane.come_back()
+
+
+def _restart_in_flight(plane: Any, *, idempotent: bool) -> list[float]:
+    slot = plane.add_slot("acme", idempotent=idempotent)
+    # What the bundle says counts for the client, what the snapshot says for the router.
+    with Client("acme", run_dir=str(plane.run_dir)) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.infer, "gate", BLOCK, timeout_s=60)
+        plane.wait_until((plane.folder_of(slot) / "entered").exists)
+        plane.stop_router(signal.SIGKILL)
+        plane.start_router()
+        (plane.folder_of(slot) / "go").touch()
+        values: list[float] = answer.result(60)["y"].tolist()
+        return values
+
+
+def test_a_request_in_flight_at_a_killed_router_is_sent_again(plane: Any) -> None:
+    """The client itself repeats an idempotent request at the new router, and gets one right answer."""
+    assert _restart_in_flight(plane, idempotent=True) == [2.0, 6.0]
+    # The worker's answer to the old router's request arrived here and counted for nothing.
+    assert plane.stats("acme")["requests"] == 1
+
+
+def test_a_request_that_must_not_run_twice_ends_when_the_router_is_killed(plane: Any) -> None:
+    """A model that is not idempotent gives ``router.restarted``."""
+    plane.bundle = {**plane.bundle, "bedsit.toml": "idempotent = false\n" + plane.bundle["bedsit.toml"]}
+    slot = plane.add_slot("acme", [plane.bundle], idempotent=False)
+    with Client("acme", run_dir=str(plane.run_dir)) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.infer, "gate", BLOCK, timeout_s=60)
+        plane.wait_until((plane.folder_of(slot) / "entered").exists)
+        plane.stop_router(signal.SIGKILL)
+        with pytest.raises(BedsitError) as caught:
+            answer.result(60)
+        assert caught.value.code == "router.restarted"
+        plane.start_router()
+        (plane.folder_of(slot) / "go").touch()
+        assert client.infer("gate", ONE, timeout_s=60)["y"][0] == 1.0
+
+
+def test_a_slot_that_was_draining_before_the_router_started_is_reported(plane: Any) -> None:
+    """A router that restarts in the middle of a replacement still says that the old slot is empty."""
+    slot = plane.add_slot("acme")
+    plane.stop_router(signal.SIGKILL)
+    plane.slots[slot] = msgspec.structs.replace(plane.slots[slot], state="draining")
+    plane.start_router()
+    assert plane.hear("drained")["slot"] == slot
+
+
+def test_the_router_ends_in_order_when_told_to(plane: Any) -> None:
+    """On SIGTERM the router ends with status 0 and takes its sockets along; clients get ``router.unavailable``."""
+    plane.add_slot("acme")
+    router = plane.router
+    with Client("acme", run_dir=str(plane.run_dir)) as client:
+        client.infer("gate", ONE)
+        plane.stop_router()
+        assert router.returncode == 0
+        assert not (plane.run_dir / "router" / "door.sock").exists()
+        assert list((plane.run_dir / "router" / "lanes").iterdir()) == []
+        with pytest.raises(BedsitError) as caught:
+            client.infer("gate", ONE, timeout_s=0.3)
+        assert caught.value.code == "router.unavailable"

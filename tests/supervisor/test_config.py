@@ -1,0 +1,76 @@
+"""Configuration: strict, layered, with errors that name file and key."""
+
+from pathlib import Path
+
+import pytest
+
+from bedsit.ipc.errors import BedsitError
+from bedsit.supervisor.config import Config, load_config, parse_size
+
+
+def write(tmp_path: Path, text: str, name: str = "bedsit.toml") -> Path:
+    """A configuration file."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_valid() -> None:
+    """No file is a configuration too."""
+    assert load_config(None, {}) == Config()
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    """Main file, then drop-ins in lexical order, then the command line; tables merge."""
+    path = write(tmp_path, 'pool_size = 1\nlog_level = "debug"\n[tenant]\npids = 10\ncpus = 2.0\n')
+    write(tmp_path, "pool_size = 3\n[tenant]\npids = 30\n", "bedsit.toml.d/20.toml")
+    write(tmp_path, "pool_size = 2\n", "bedsit.toml.d/10.toml")
+    config = load_config(path, {"run_dir": "/run/other", "state_dir": None})
+
+    assert (config.pool_size, config.tenant.pids, config.tenant.cpus) == (3, 30, 2.0)
+    assert (config.run_dir, config.state_dir, config.log_level) == ("/run/other", "/var/lib/bedsit", "debug")
+
+
+def test_sizes_take_units(tmp_path: Path) -> None:
+    """Bytes are a number or text with a unit."""
+    config = load_config(write(tmp_path, 'tmp_bytes = "64MiB"\n[tenant]\nmemory_bytes = "2 GiB"\n'), {})
+
+    assert (config.tmp_bytes, config.tenant.memory_bytes) == (64 << 20, 2 << 30)
+    assert parse_size("12") == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pool_sizes = 1", "did you mean 'pool_size'?"),
+        ("[tenant]\nmemory = 1", "did you mean 'memory_bytes'?"),
+        ("[tenants]\npids = 1", "did you mean 'tenant'?"),
+        ('pool_size = "two"', "Expected `int`"),
+        ('tmp_bytes = "64MB"', "is no size"),
+        ("pool_size = ", "bedsit.toml"),
+        ("uid_base = 1000", "uid_base must be at least 65536"),
+        ("uid_base = 2147483000", "must end below"),
+        ("max_slots = 9000", "needs two uids"),
+        ("pool_size = 256", "below max_slots"),
+        ('run_dir = "run"', "absolute"),
+        (f'run_dir = "/{"x" * 90}"', "socket paths are limited"),
+        ('run_dir = "/var/lib/bedsit"', "must not be the state folder"),
+        ("load_timeout_s = 0", "above 0"),
+        ("[tenant]\npids = -1", "above 0"),
+        ('log_level = "loud"', "must be one of"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
+    """Every mistake is config.invalid, with enough to find it."""
+    with pytest.raises(BedsitError) as refused:
+        load_config(write(tmp_path, text), {})
+
+    assert refused.value.code == "config.invalid"
+    assert says in str(refused.value)
+
+
+def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
+    """--config of a missing file is no reason to run on defaults."""
+    with pytest.raises(BedsitError, match="no such file"):
+        load_config(tmp_path / "none.toml", {})

@@ -1,0 +1,259 @@
+"""The house under any order of stimuli: what lifecycle.py guarantees, held against a model of the shell."""
+
+import itertools
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bedsit.ipc.errors import error
+from bedsit.supervisor import instructions as do
+from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.causes import Cause
+from bedsit.supervisor.lifecycle import House
+from bedsit.supervisor.stimuli import Timer
+from bedsit.supervisor.tenancy import Limits
+
+TENANTS = st.sampled_from(["a", "b", "c"])
+SETS = st.sampled_from([(), ((1, 1),), ((1, 1), (1, 2)), ((1, 2), (2, 1))])
+CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 1")])
+POOL, MOST = 2, 5
+
+
+class Shell(RuleBasedStateMachine):
+    """Carries out instructions in a toy world and lets anything happen in any order."""
+
+    @initialize(best_effort=st.booleans())
+    def open(self, *, best_effort: bool) -> None:
+        """An open house with a zygote."""
+        numbers = itertools.count(1)
+        self.house = House(Limits(POOL, MOST, 120.0, 60.0), lambda: f"s{next(numbers)}")
+        self.operations = itertools.count(1)
+        self.best_effort = best_effort
+        self.pending: set[str] = set()
+        self.answered: list[str] = []
+        self.timers: set[Timer] = set()
+        self.assigned: dict[str, tuple[str, on.ModelSet]] = {}
+        self.destroyed: set[str] = set()
+        self.gone: set[str] = set()
+        self.published: dict[str, str] = {}
+        self.zygote_asked = False
+        self.closing = self.finished = False
+        self.hear(on.Begin())
+        self.hear(on.ZygoteUp(1))
+
+    def hear(self, stimulus: on.Stimulus) -> None:
+        """Handle a stimulus and carry out what follows."""
+        for instruction in self.house.handle(stimulus):
+            self.carry_out(instruction)
+
+    def carry_out(self, instruction: do.Instruction) -> None:
+        """Do what the shell would do, and check that it may be asked."""
+        match instruction:
+            case do.BuildSlot():
+                assert not self.closing
+            case do.AssignSlot(slot, tenant, models):
+                assert slot not in self.assigned, "a slot serves one tenant, once"
+                assert slot not in self.destroyed
+                self.assigned[slot] = (tenant, models)
+            case do.DestroySlot(slot):
+                assert slot not in self.destroyed, "a slot is destroyed once"
+                self.destroyed.add(slot)
+            case do.Commit(operation):
+                assert operation in self.pending
+                self.commit(operation)
+            case do.Answer(operation):
+                assert operation in self.pending, "an operation is answered once"
+                self.pending.remove(operation)
+            case do.SetTimer(timer, delay_s):
+                assert delay_s >= 0
+                self.timers.add(timer)
+            case do.StopTimer(timer):
+                self.timers.discard(timer)
+            case do.StartZygote():
+                self.zygote_asked = True
+            case do.Finish():
+                assert not self.house.slots
+                assert not self.finished, "finished once"
+                self.finished = True
+            case do.Publish():
+                self.published = {slot.id: slot.state for slot in self.house.slots.values() if slot.tenant}
+
+    def commit(self, operation: str) -> None:
+        """Write down, or fail to."""
+        if self.fails_to_commit:
+            self.hear(on.RollRefused(operation, error("disk.full", "no room")))
+        else:
+            self.hear(on.RollCommitted(operation))
+
+    fails_to_commit = False
+
+    def some_slot(self, data: st.DataObject) -> str:
+        """A slot that is there, or one that never was."""
+        return data.draw(st.sampled_from([*sorted(self.house.slots), "s999"]))
+
+    @rule(up=st.booleans())
+    def zygote(self, *, up: bool) -> None:
+        """It comes and goes."""
+        self.hear(on.ZygoteUp(1) if up else on.ZygoteDown("gone"))
+
+    @rule(tenant=TENANTS, running=st.booleans(), models=SETS)
+    def set_tenant(self, *, tenant: str, running: bool, models: on.ModelSet) -> None:
+        """The operator wishes."""
+        self.hear(on.TenantSet(tenant, running, not self.best_effort, models))
+
+    @rule(tenant=TENANTS)
+    def delete_tenant(self, tenant: str) -> None:
+        """The operator deletes."""
+        self.hear(on.TenantGone(tenant))
+
+    @rule(tenant=TENANTS, models=SETS, fails=st.booleans())
+    def roll(self, *, tenant: str, models: on.ModelSet, fails: bool) -> None:
+        """Somebody deploys."""
+        operation = f"op{next(self.operations)}"
+        self.pending.add(operation)
+        self.fails_to_commit = fails
+        self.hear(on.RollAsked(operation, tenant, models, 60.0))
+
+    @rule(data=st.data(), degraded=st.booleans(), works=st.booleans())
+    def end_a_build(self, *, data: st.DataObject, degraded: bool, works: bool) -> None:
+        """A build ends one way or the other."""
+        building = sorted(slot.id for slot in self.house.slots.values() if slot.state == "building")
+        if building:
+            slot = data.draw(st.sampled_from(building))
+            self.hear(on.SlotBuilt(slot, degraded) if works else on.SlotRefused(slot, "no"))
+
+    def go_on(self, data: st.DataObject) -> None:
+        """The news that a slot is there for: without this rule most runs would stay in the hall."""
+        slot = self.house.slots.get(self.some_slot(data))
+        if slot is None:
+            return
+        if slot.state == "dying":
+            self.gone.add(slot.id)
+        news: dict[str, on.Stimulus] = {
+            "building": on.SlotBuilt(slot.id),
+            "loading": on.ModelsLoaded(slot.id),
+            "draining": on.SlotDrained(slot.id),
+            "dying": on.SlotGone(slot.id),
+        }
+        if slot.state in news:
+            self.hear(news[slot.state])
+
+    well = rule(data=st.data())(go_on)
+    better = rule(data=st.data())(go_on)
+    best = rule(data=st.data())(go_on)
+
+    @rule(data=st.data())
+    def loaded(self, data: st.DataObject) -> None:
+        """Any worker says that it serves."""
+        self.hear(on.ModelsLoaded(self.some_slot(data)))
+
+    @rule(data=st.data())
+    def load_failed(self, data: st.DataObject) -> None:
+        """Any worker says that it does not load."""
+        self.hear(on.LoadFailed(self.some_slot(data), error("model.load_failed", "no")))
+
+    @rule(data=st.data(), cause=CAUSES)
+    def die(self, data: st.DataObject, cause: Cause) -> None:
+        """Any slot dies."""
+        self.hear(on.SlotDied(self.some_slot(data), cause))
+
+    @rule(data=st.data())
+    def router_says(self, data: st.DataObject) -> None:
+        """The router says something of any slot."""
+        slot = self.some_slot(data)
+        self.hear(data.draw(st.sampled_from([on.SlotLost(slot), on.SlotDrained(slot)])))
+
+    @precondition(lambda self: self.destroyed - self.gone)
+    @rule(data=st.data())
+    def emptied(self, data: st.DataObject) -> None:
+        """A destroyed slot is empty."""
+        slot = data.draw(st.sampled_from(sorted(self.destroyed - self.gone)))
+        self.gone.add(slot)
+        self.hear(on.SlotGone(slot))
+
+    @precondition(lambda self: self.timers)
+    @rule(data=st.data())
+    def ring(self, data: st.DataObject) -> None:
+        """A timer rings."""
+        timer = data.draw(st.sampled_from(sorted(self.timers)))
+        self.timers.remove(timer)
+        self.hear(on.TimerFired(timer))
+
+    @precondition(lambda self: len(self.gone) > POOL)
+    @rule()
+    def shut_down(self) -> None:
+        """The house closes."""
+        self.closing = True
+        self.hear(on.ShutDown())
+
+    @invariant()
+    def slots_are_bounded(self) -> None:
+        """Never more than max_slots."""
+        assert len(self.house.slots) <= MOST
+
+    @invariant()
+    def one_slot_per_tenant_takes_requests(self) -> None:
+        """Two serving slots of one tenant would break the order of its requests."""
+        serving = [slot.tenant for slot in self.house.slots.values() if slot.state == "serving"]
+        assert len(serving) == len(set(serving))
+
+    @invariant()
+    def tenants_and_slots_agree(self) -> None:
+        """What a tenant thinks that it has, it has."""
+        for tenant in self.house.tenants.values():
+            if tenant.slot is not None:
+                slot = self.house.slots[tenant.slot]
+                assert (slot.tenant, slot.models) == (tenant.name, tenant.models)
+                assert slot.state in ("loading", "serving")
+                assert self.assigned[slot.id] == (tenant.name, tenant.models)
+            if tenant.roll is not None and tenant.roll.slot is not None:
+                assert self.house.slots[tenant.roll.slot].state == "loading"
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        """A tenant that wants a slot has one, waits for one, or rests with its timer set."""
+        if self.closing:
+            return
+        for tenant in self.house.tenants.values():
+            if tenant.running and tenant.models and tenant.slot is None:
+                waits = ("tenant", tenant.name) in self.house._waiting
+                assert waits or Timer("restart", tenant.name) in self.timers
+
+    @invariant()
+    def an_open_operation_can_end(self) -> None:
+        """Whoever waits has a deadline."""
+        for operation in self.pending:
+            assert Timer("roll", operation) in self.timers
+
+    @invariant()
+    def the_router_knows_what_is(self) -> None:
+        """What was published last is what is."""
+        known = {slot.id: slot.state for slot in self.house.slots.values() if slot.tenant}
+        assert self.published == known
+
+    @invariant()
+    def slots_are_ended_or_wanted(self) -> None:
+        """Nothing lingers without a deadline."""
+        for slot in self.house.slots.values():
+            assert (slot.state == "dying") == (slot.id in self.destroyed)
+            if slot.state == "draining":
+                assert Timer("drain", slot.id) in self.timers
+
+    def teardown(self) -> None:
+        """However it went, a shutdown ends it: every operation answered, every slot gone, finished once."""
+        if not hasattr(self, "house"):
+            return
+        self.closing = True
+        self.hear(on.ShutDown())
+        for slot in sorted(self.destroyed - self.gone):
+            self.hear(on.SlotGone(slot))
+        assert not self.pending
+        assert not self.house.slots
+        assert self.finished
+
+
+TestHouse = Shell.TestCase
+TestHouse.settings = settings(
+    max_examples=250, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
