@@ -1,0 +1,172 @@
+"""``bedsit tenant``: who lives here, with which limits."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import typer
+
+from bedsit.cli.address import check_tenant_name
+from bedsit.cli.box import Box
+from bedsit.cli.command import make_noun, verb
+from bedsit.cli.complete import TenantName, Yes
+from bedsit.cli.key import KeyFile, keep_secret, open_key_file
+from bedsit.cli.render import Format
+from bedsit.cli.table import Column, Row, field
+from bedsit.cli.text import format_age, format_mib, format_size, parse_size
+from bedsit.ipc.errors import error
+
+app = make_noun("tenant", "Tenants: who lives here, with which limits.")
+
+
+class Isolation(StrEnum):
+    """What to do when a wall is missing."""
+
+    STRICT = "strict"
+    BEST_EFFORT = "best-effort"
+
+
+Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, for example 2GiB.")]
+Cpus = Annotated[float | None, typer.Option(metavar="N", help="Processor limit, in cores; 0.5 is half a core.")]
+Pids = Annotated[int | None, typer.Option(metavar="N", help="Limit of processes and threads.")]
+
+COLUMNS: Final = (
+    field("NAME", "name"),
+    field("STATE", "state"),
+    field("MODELS", "models", right=True),
+    Column("MEMORY MiB", lambda row: format_mib(_limit(row, "memory_bytes")), right=True),
+    Column("CPUS", lambda row: _limit(row, "cpus"), right=True),
+    Column("PIDS", lambda row: _limit(row, "pids"), right=True),
+    field("RESTARTS", "restarts", right=True),
+    field("SLOT", "slot"),
+    Column("AGE", lambda row: format_age(row.get("created_at"))),
+    field("LAST CAUSE", "last_cause"),
+)
+
+
+@verb(
+    app,
+    "create",
+    examples="""
+    bedsit tenant create vision
+    bedsit tenant create vision --memory 2GiB --cpus 2 --key-file vision.key
+    bedsit tenant create vision -o json | jq -r .item.key.secret
+    """,
+)
+def create_tenant(
+    box: Box,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a-z first, then a-z 0-9 and -, at most 31 characters.")],
+    memory: Memory = None,
+    cpus: Cpus = None,
+    pids: Pids = None,
+    isolation: Annotated[
+        Isolation | None,
+        typer.Option(help="strict: no slot unless every wall is up. best-effort: whatever this machine offers."),
+    ] = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Create a tenant and its first key.
+
+    The key is shown this once and stored nowhere; --key-file writes it to a new file that only you can read.
+    """
+    check_tenant_name(name)
+    with open_key_file(key_file) as file:
+        answer = box.call(
+            "tenant.create",
+            name=name,
+            memory_bytes=parse_size(memory) if memory else None,
+            cpus=cpus,
+            pids=pids,
+            isolation=isolation.value if isolation else None,
+        )
+        tenant, key = answer["tenant"], keep_secret(box, answer["key"], file, key_file)
+    fields = [*_fields(tenant), ("key", key["id"]), ("secret", key.get("secret", f"in {key_file}"))]
+    box.screen.show_record("tenant", {**tenant, "key": key}, fields, name)
+    if box.screen.form is Format.NAME and "secret" in key:
+        box.screen.note(f"key, shown once: {key['secret']}")
+    box.screen.next(f"bedsit model deploy {name} FOLDER")
+
+
+@verb(app, "list", alias="ls", examples="bedsit tenant list\nbedsit tenant list -o name | xargs -n1 bedsit tenant show")
+def list_tenants(box: Box) -> None:
+    """List the tenants with their state and limits."""
+    box.screen.show_rows("tenant", box.call("tenant.list"), COLUMNS, _name)
+
+
+@verb(app, "show", examples="bedsit tenant show vision\nbedsit tenant show vision -o json | jq .item.walls")
+def show_tenant(box: Box, name: TenantName) -> None:
+    """Show one tenant: limits, slot, restarts, walls."""
+    _show(box, box.call("tenant.show", name=name))
+
+
+@verb(app, "set", examples="bedsit tenant set vision --memory 4GiB\nbedsit tenant set vision --cpus 0.5 --pids 128")
+def set_limits(box: Box, name: TenantName, memory: Memory = None, cpus: Cpus = None, pids: Pids = None) -> None:
+    """Change a tenant's limits; they hold at once, for its running slot too."""
+    if memory is None and cpus is None and pids is None:
+        raise error("request.invalid", "nothing to set", "pass at least one of --memory, --cpus, --pids")
+    memory_bytes = parse_size(memory) if memory else None
+    _show(box, box.call("tenant.set", name=name, memory_bytes=memory_bytes, cpus=cpus, pids=pids))
+
+
+@verb(app, "stop", examples="bedsit tenant stop vision")
+def stop_tenant(box: Box, name: TenantName) -> None:
+    """Stop a tenant: its slot is destroyed, requests are refused, models and keys stay."""
+    box.call("tenant.stop", name=name)
+    box.screen.note(f"tenant {name} stopped")
+    box.screen.next(f"bedsit tenant start {name}")
+
+
+@verb(app, "start", examples="bedsit tenant start vision")
+def start_tenant(box: Box, name: TenantName) -> None:
+    """Start a stopped tenant."""
+    box.call("tenant.start", name=name)
+    box.screen.note(f"tenant {name} started")
+
+
+@verb(app, "delete", alias="rm", examples="bedsit tenant delete vision\nbedsit tenant delete vision --yes")
+def delete_tenant(box: Box, name: TenantName, *, yes: Yes = False) -> None:
+    """Delete a tenant with its models and keys. This cannot be undone."""
+    if not yes:
+        box.screen.confirm(f"Delete tenant {name}, its models and keys?", flag="--yes", word=name)
+    box.call("tenant.delete", name=name)
+    box.screen.note(f"tenant {name} deleted")
+
+
+def describe_walls(walls: object) -> str:
+    """``18 of 20 up; landlock: off: why``."""
+    if not isinstance(walls, dict) or not walls:
+        return "-"
+    missing = [f"{layer} ({str(state).removeprefix('off: ')})" for layer, state in walls.items() if state != "on"]
+    text = f"{len(walls) - len(missing)} of {len(walls)} up"
+    return f"{text}; off: {', '.join(missing)}" if missing else text
+
+
+def _show(box: Box, tenant: dict[str, Any]) -> None:
+    box.screen.show_record("tenant", tenant, _fields(tenant), _name(tenant))
+
+
+def _fields(tenant: Row) -> list[tuple[str, object]]:
+    return [
+        ("name", tenant.get("name")),
+        ("state", tenant.get("state")),
+        ("memory", format_size(_limit(tenant, "memory_bytes"))),
+        ("cpus", _limit(tenant, "cpus")),
+        ("pids", _limit(tenant, "pids")),
+        ("isolation", tenant.get("isolation")),
+        ("models", tenant.get("models")),
+        ("slot", tenant.get("slot")),
+        ("worker pid", tenant.get("worker_pid")),
+        ("assigned", tenant.get("assigned_at")),
+        ("restarts", tenant.get("restarts")),
+        ("last cause", tenant.get("last_cause")),
+        ("created", tenant.get("created_at")),
+        ("walls", describe_walls(tenant.get("walls"))),
+    ]
+
+
+def _limit(tenant: Row, key: str) -> object:
+    limits = tenant.get("limits")
+    return limits.get(key) if isinstance(limits, dict) else None
+
+
+def _name(row: Row) -> str:
+    return str(row.get("name", ""))

@@ -1,0 +1,1 @@
+"""Models to serve, and a demonstration that serves them: ``make demo``."""

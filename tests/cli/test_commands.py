@@ -1,0 +1,478 @@
+"""Every verb as a process against a scripted daemon: what is sent, what is printed, where, and the exit code."""
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bedsit.cli.main import main
+from bedsit.ipc.errors import CODES, error
+from bedsit.ipc.manifest import Manifest, TensorSpec
+
+TENANT = {
+    "name": "vision",
+    "number": 1,
+    "state": "running",
+    "limits": {"memory_bytes": 512 << 20, "cpus": 1.5, "pids": 64},
+    "isolation": "strict",
+    "slot": "s1a2b3c4d",
+    "worker_pid": 4242,
+    "slot_started_at": "2026-01-02T03:04:05Z",
+    "assigned_at": "2026-01-02T03:04:05Z",
+    "models": 2,
+    "restarts": 3,
+    "last_cause": "out of memory: limit 256 MiB",
+    "created_at": "2026-01-02T03:04:05Z",
+    "walls": {"network_namespace": "on", "landlock": "off: not in this version"},
+}
+SECRET = "bedsit_0a1b2c3d_" + "x" * 43
+KEY = {"id": "0a1b2c3d", "secret": SECRET}
+SPEC = TensorSpec("image", "float32", (-1, 64))
+MODEL = {
+    "tenant": "vision",
+    "name": "digits",
+    "number": 1,
+    "default": 2,
+    "idempotent": True,
+    "versions": [
+        {
+            "version": 1,
+            "digest": "ab" * 32,
+            "size": 1 << 20,
+            "deployed_at": "2026-01-02T03:04:05Z",
+            "manifest": b"\xc1",
+        },
+        {
+            "version": 2,
+            "digest": "cd" * 32,
+            "size": 3 << 20,
+            "deployed_at": "2026-01-03T03:04:05Z",
+            "manifest": Manifest("digits", "python", "model:build", (SPEC,), (SPEC,)).encode(),
+        },
+    ],
+}
+SLOT = {
+    "slot": "s1a2b3c4d",
+    "tenant": None,
+    "state": "blank",
+    "init_pid": 41,
+    "worker_pid": 42,
+    "memory_bytes": 100 << 20,
+    "memory_limit_bytes": 512 << 20,
+    "cpu_seconds": 1.25,
+    "pids": 2,
+    "started_at": "2026-01-02T03:04:05Z",
+    "generation": 1,
+    "requests": None,
+    "errors": None,
+    "queued": None,
+    "in_flight": None,
+}
+EVENT = {
+    "id": 7,
+    "at": "2026-01-02T03:04:05Z",
+    "kind": "slot.died",
+    "tenant": "vision",
+    "slot": "s1",
+    "cause": "oom",
+    "text": "evil \x1b[2J text",
+}
+LINE = {"at": "2026-01-02T03:04:05.123Z", "stream": "err", "slot": "s1", "text": "evil\x1b]0;owned\x07\ttab"}
+STATUS = {
+    "version": "0.1.0",
+    "pid": 1,
+    "uptime_s": 3725.0,
+    "run_dir": "/r",
+    "state_dir": "/s",
+    "cgroup": {"limits": "v1", "lifecycle": "v2"},
+    "pool": {"target": 2, "blank": 1, "building": 1},
+    "zygote": {"generation": 1, "pid": 5, "forks": 9},
+    "router": {"connected": False, "pid": None},
+    "walls": {"network_namespace": "on", "landlock": "off: not in this version"},
+    "tenants": [TENANT],
+}
+Run = Callable[..., Any]
+
+
+def rows(answer: Any) -> list[list[str]]:
+    """A table for programs, as cells."""
+    return [line.split("\t") for line in answer.stdout.splitlines()]
+
+
+def test_tenant_create_sends_bytes_and_shows_the_key_once(bedsit: Run, daemon: Any) -> None:
+    """Sizes go out in bytes; the secret is part of the answer, on stdout."""
+    daemon.script["tenant.create"] = {"tenant": TENANT, "key": KEY}
+    done = bedsit("tenant", "create", "vision", "--memory", "512MiB", "--cpus", "1.5", "--isolation", "best-effort")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert daemon.heard == [
+        ("tenant.create", {"name": "vision", "memory_bytes": 512 << 20, "cpus": 1.5, "isolation": "best-effort"})
+    ]
+    assert ["secret", SECRET] in rows(done)
+    assert ["memory", "512 MiB"] in rows(done)
+
+
+def test_tenant_create_keeps_the_key_in_a_file(bedsit: Run, daemon: Any, tmp_path: Path) -> None:
+    """With --key-file nothing printed holds the secret, and only the caller can read the file."""
+    daemon.script["tenant.create"] = {"tenant": TENANT, "key": KEY}
+    path = tmp_path / "vision.key"
+    for form in ("table", "json"):
+        done = bedsit("tenant", "create", "vision", "--key-file", str(path), "-o", form)
+        assert done.returncode == 0
+        assert SECRET not in done.stdout + done.stderr
+        assert path.read_text() == SECRET + "\n"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.unlink()
+
+
+def test_a_key_file_that_exists_is_not_overwritten_and_no_key_is_made(bedsit: Run, daemon: Any, tmp_path: Path) -> None:
+    """The file is made before the key, because the key is shown only once."""
+    path = tmp_path / "vision.key"
+    path.write_text("precious")
+    done = bedsit("tenant", "create", "vision", "--key-file", str(path))
+    assert done.returncode == 2
+    assert "cannot make key file" in done.stderr
+    assert daemon.heard == []
+    assert path.read_text() == "precious"
+
+
+def test_a_key_that_cannot_be_made_leaves_no_file(bedsit: Run, daemon: Any, tmp_path: Path) -> None:
+    """No empty key file is left to be taken for a key."""
+    daemon.script["key.create"] = error("tenant.not_found", "no tenant 'x'")
+    assert bedsit("key", "create", "x", "--key-file", str(tmp_path / "k")).returncode == 4
+    assert not (tmp_path / "k").exists()
+
+
+def test_only_the_name_is_printed_for_xargs_and_the_key_is_not_lost(bedsit: Run, daemon: Any) -> None:
+    """-o name writes the name to stdout; the key, which is shown this once, goes to stderr."""
+    daemon.script["tenant.create"] = {"tenant": TENANT, "key": KEY}
+    done = bedsit("-o", "name", "tenant", "create", "vision")
+    assert done.stdout == "vision\n"
+    assert SECRET in done.stderr
+
+
+LISTS = [
+    (("tenant", "list"), "tenant.list", [TENANT], "tenant", "vision"),
+    (("tenant", "ls"), "tenant.list", [TENANT], "tenant", "vision"),
+    (
+        ("key", "list", "vision"),
+        "key.list",
+        [{"id": "0a1b2c3d", "label": "web", "created_at": "t", "revoked_at": None}],
+        "key",
+        "0a1b2c3d",
+    ),
+    (("model", "list", "vision"), "model.list", [MODEL], "model", "vision/digits"),
+    (("ps",), "ps", [SLOT], "slot", "s1a2b3c4d"),
+    (("events",), "events", [{"item": EVENT}, {"ok": True, "result": None}], "event", "7"),
+]
+
+
+@pytest.mark.parametrize(("words", "op", "answer", "kind", "name"), LISTS)
+def test_lists_come_in_every_form(
+    bedsit: Run, daemon: Any, words: tuple[str, ...], op: str, answer: Any, kind: str, name: str
+) -> None:
+    """A table with a header, one JSON document, one JSON line per row, one name per line."""
+    daemon.script[op] = answer
+    table = rows(bedsit(*words))
+    assert len(table) == 2
+    assert len(table[0]) == len(table[1])
+    assert all(cell for line in table for cell in line)
+    document = json.loads(bedsit(*words, "-o", "json").stdout)
+    assert (document["api_version"], document["kind"], len(document["items"])) == ("v1", kind, 1)
+    assert json.loads(bedsit(*words, "--output", "jsonl").stdout) == document["items"][0]
+    assert bedsit(*words, "-o", "name").stdout == f"{name}\n"
+
+
+RECORDS = [
+    (("tenant", "show", "vision"), "tenant.show", TENANT, "tenant", "vision"),
+    (("model", "show", "vision/digits"), "model.show", MODEL, "model", "vision/digits"),
+    (("model", "show", "vision", "digits"), "model.show", MODEL, "model", "vision/digits"),
+    (("status",), "status", STATUS, "status", "0.1.0"),
+]
+
+
+@pytest.mark.parametrize(("words", "op", "answer", "kind", "name"), RECORDS)
+def test_records_come_in_every_form(
+    bedsit: Run, daemon: Any, words: tuple[str, ...], op: str, answer: Any, kind: str, name: str
+) -> None:
+    """A line per field, one JSON document with the item, one JSON line, the name."""
+    daemon.script[op] = answer
+    assert all(len(line) == 2 for line in rows(bedsit(*words)))
+    document = json.loads(bedsit(*words, "-o", "json").stdout)
+    assert (document["api_version"], document["kind"]) == ("v1", kind)
+    assert json.loads(bedsit(*words, "-o", "jsonl").stdout) == document["item"]
+    assert bedsit(*words, "-o", "name").stdout == f"{name}\n"
+
+
+def test_empty_lists_are_answers(bedsit: Run, daemon: Any) -> None:
+    """Nothing there is not an error: a header, an empty document, no line."""
+    daemon.script["tenant.list"] = []
+    assert rows(bedsit("tenant", "list"))[0][0] == "NAME"
+    assert json.loads(bedsit("tenant", "list", "-o", "json").stdout)["items"] == []
+    assert bedsit("tenant", "list", "-o", "name").stdout == ""
+
+
+def test_status_says_what_is_down_and_which_walls_are_missing(bedsit: Run, daemon: Any) -> None:
+    """The words an operator looks for."""
+    daemon.script["status"] = STATUS
+    text = dict(rows(bedsit("status")))
+    assert text["router"] == "missing"
+    assert text["pool"] == "1 of 2 blank, 1 building"
+    assert text["walls"] == "1 of 2 up; off: landlock (not in this version)"
+    assert text["daemon"].endswith("up 1 h 2 m")
+
+
+def test_models_of_all_tenants_are_listed(bedsit: Run, daemon: Any) -> None:
+    """Without a tenant, each is asked for."""
+    daemon.script |= {"tenant.list": [TENANT, {**TENANT, "name": "audio"}], "model.list": [MODEL]}
+    assert bedsit("model", "list", "-o", "name").stdout == "vision/digits\nvision/digits\n"
+    assert daemon.heard[1:] == [("model.list", {"tenant": "vision"}), ("model.list", {"tenant": "audio"})]
+
+
+def test_a_manifest_is_shown_as_a_table_and_an_unreadable_one_as_null(bedsit: Run, daemon: Any) -> None:
+    """The daemon passes manifests on unread; the one from a broken worker harms nobody."""
+    daemon.script["model.show"] = MODEL
+    first, second = json.loads(bedsit("model", "show", "vision/digits", "-o", "json").stdout)["item"]["versions"]
+    assert first["manifest"] is None
+    assert second["manifest"]["inputs"] == [{"name": "image", "dtype": "float32", "shape": [-1, 64]}]
+
+
+def test_limits_are_set_live(bedsit: Run, daemon: Any) -> None:
+    """Only what was named is sent; nothing named is a mistake."""
+    daemon.script["tenant.set"] = TENANT
+    assert bedsit("tenant", "set", "vision", "--pids", "9").returncode == 0
+    assert daemon.heard == [("tenant.set", {"name": "vision", "pids": 9})]
+    assert bedsit("tenant", "set", "vision").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "op", "args"),
+    [
+        (("tenant", "delete", "vision"), "tenant.delete", {"name": "vision"}),
+        (("key", "revoke", "vision", "0a1b2c3d"), "key.revoke", {"tenant": "vision", "id": "0a1b2c3d"}),
+        (
+            ("model", "delete", "vision/digits", "--version", "1"),
+            "model.delete",
+            {"tenant": "vision", "name": "digits", "version": 1},
+        ),
+    ],
+)
+def test_without_a_terminal_nobody_is_asked_and_nothing_is_deleted(
+    bedsit: Run, daemon: Any, words: tuple[str, ...], op: str, args: dict[str, Any]
+) -> None:
+    """Exit 2 and the flag to pass; with the flag it is done."""
+    daemon.script[op] = {}
+    refused = bedsit(*words, stdin="y\nvision\n")
+    assert refused.returncode == 2
+    assert "--yes" in refused.stderr
+    assert daemon.heard == []
+    assert bedsit(*words, "--yes").returncode == 0
+    assert daemon.heard == [(op, args)]
+
+
+def test_errors_are_one_line_and_a_hint(bedsit: Run, daemon: Any) -> None:
+    """What, and what to do; nothing on stdout."""
+    daemon.script["tenant.show"] = error("tenant.not_found", "no tenant 'x\x1b[2J'")
+    done = bedsit("tenant", "show", "x")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == (
+        "error: tenant.not_found: no tenant 'x\\x1b[2J'\nhint: the tenants there are: bedsit tenant list\n"
+    )
+
+
+def test_errors_are_json_where_answers_are(bedsit: Run, daemon: Any) -> None:
+    """A program reads the code from one line on stderr."""
+    daemon.script["tenant.show"] = error("tenant.not_found", "no tenant", "look")
+    done = bedsit("tenant", "show", "x", "-o", "json")
+    assert json.loads(done.stderr) == {
+        "error": {"code": "tenant.not_found", "message": "no tenant", "hint": "look", "exit_code": 4}
+    }
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_every_error_code_ends_in_its_exit_code(
+    run_dir: Path, daemon: Any, code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table in ipc.errors is the only one. In this process: there are many."""
+    daemon.script["status"] = error(code, "message")
+    with pytest.raises(SystemExit) as caught:
+        main(["status", "--run-dir", str(run_dir)])
+    assert caught.value.code == CODES[code].exit_code
+    assert capsys.readouterr().err.startswith(f"error: {code}: message\nhint: ")
+
+
+def test_a_message_of_many_lines_stays_readable(bedsit: Run, daemon: Any) -> None:
+    """A tenant's traceback is indented below the error, each line harmless."""
+    daemon.script["tenant.start"] = error("model.load_failed", "digits:\nTraceback\x07\n  File x")
+    done = bedsit("tenant", "start", "vision")
+    assert done.stderr.splitlines()[:3] == ["error: model.load_failed: digits:", "  Traceback\\x07", "    File x"]
+
+
+def test_no_daemon_is_exit_69(bedsit: Run) -> None:
+    """And says how to start one."""
+    done = bedsit("ps")
+    assert done.returncode == 69
+    assert done.stderr.splitlines()[1] == "hint: start it: bedsit up"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tennant",),
+        ("tenant", "crate", "x"),
+        ("tenant", "create"),
+        ("ps", "--bogus"),
+        ("ps", "-o", "xml"),
+        ("tenant", "create", "x", "--memory", "12"),
+        ("tenant", "create", "Bad_"),
+        ("events", "--limit", "0"),
+        ("model", "show", "vision"),
+        ("model", "show", "a/b", "c"),
+        ("infer", "vision/digits", "-i", "x=-", "--key-file", "-"),
+        ("help", "nothing"),
+    ],
+)
+def test_wrong_usage_is_exit_2_with_a_hint(bedsit: Run, words: tuple[str, ...]) -> None:
+    """Two lines, no usage dump, no traceback."""
+    done = bedsit(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint: ")
+
+
+@pytest.mark.parametrize("words", [("events",), ("logs", "vision")])
+def test_one_json_document_that_never_ends_is_refused(bedsit: Run, words: tuple[str, ...]) -> None:
+    """--follow is for -o jsonl."""
+    done = bedsit(*words, "--follow", "-o", "json")
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["error"]["hint"] == "use -o jsonl"
+
+
+@pytest.mark.parametrize("words", [(), ("tenant",), ("key",), ("model",)])
+def test_no_verb_is_help_on_stderr_and_exit_2(bedsit: Run, words: tuple[str, ...]) -> None:
+    """A script that forgets the verb does not take help for an answer."""
+    done = bedsit(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Commands:" in done.stderr
+
+
+def test_options_of_every_command_are_taken_before_and_after_the_verb(bedsit: Run, daemon: Any) -> None:
+    """``bedsit -o json ps`` and ``bedsit ps -o json`` are the same; the later one wins."""
+    daemon.script["ps"] = [SLOT]
+    assert bedsit("-o", "json", "ps").stdout == bedsit("ps", "-o", "json").stdout
+    assert bedsit("-o", "json", "ps", "-o", "name").stdout == "s1a2b3c4d\n"
+    assert bedsit("--run-dir", "/nonexistent", "ps").returncode == 69
+
+
+def test_what_a_tenant_wrote_cannot_steer_the_terminal(bedsit: Run, daemon: Any) -> None:
+    """Logs and events in every form, followed or not: no escape sequence gets through; a tab in a log line may."""
+    daemon.script |= {
+        "logs": [{"item": LINE}, {"ok": True, "result": None}],
+        "events": [{"item": EVENT}, {"ok": True, "result": None}],
+    }
+    for words in (("logs", "vision"), ("logs", "vision", "-f"), ("events",), ("events", "-f")):
+        for form in ("table", "jsonl"):
+            done = bedsit(*words, "-o", form)
+            assert done.returncode == 0
+            assert "evil" in done.stdout
+            assert not set(map(chr, range(32))) - set("\n\t") & set(done.stdout)
+    assert bedsit("logs", "vision").stdout.endswith("err  evil\\x1b]0;owned\\x07\ttab\n")
+
+
+def test_deploy_uploads_what_was_packed(bedsit: Run, daemon: Any, tmp_path: Path) -> None:
+    """Name from the manifest, size and digest of the archive, the archive itself."""
+    import hashlib
+
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "model.py").write_text("def build(bundle): ...\n")
+    (folder / "bedsit.toml").write_text(
+        'name = "digits"\nrunner = "python"\nentry = "model:build"\nidempotent = false\n'
+        '[[inputs]]\nname = "x"\ndtype = "float32"\nshape = [1]\n'
+        '[[outputs]]\nname = "y"\ndtype = "float32"\nshape = [1]\n'
+    )
+
+    def deploy(args: dict[str, Any], connection: Any) -> Iterator[dict[str, Any]]:
+        yield {"continue": True}
+        daemon.take_body(args["size"], connection)
+        yield {"ok": True, "result": MODEL}
+
+    daemon.script["model.deploy"] = deploy
+    done = bedsit("model", "deploy", "vision", str(folder), "--timeout", "2m")
+    assert (done.returncode, done.stderr) == (0, "")
+    (op, args), (body,) = daemon.heard[0], daemon.bodies
+    assert op == "model.deploy"
+    assert args == {
+        "tenant": "vision",
+        "name": "digits",
+        "size": len(body),
+        "digest": hashlib.sha256(body).hexdigest(),
+        "idempotent": False,
+        "replace": False,
+        "timeout_s": 120.0,
+    }
+
+
+def test_phases_are_told_when_it_takes_longer_than_a_second(bedsit: Run, daemon: Any) -> None:
+    """On stderr, with their times; the fast ones before are told then too."""
+    import time
+
+    def slow(_args: Any, _connection: Any) -> Iterator[dict[str, Any]]:
+        yield {"progress": {"phase": "take a slot", "ms": 4.0}}
+        yield {"progress": {"phase": "load", "ms": None}}
+        time.sleep(1.3)  # what is under test is the passing of a second
+        yield {"progress": {"phase": "load", "ms": 1300.0}}
+        yield {"ok": True, "result": {}}
+
+    daemon.script["tenant.start"] = slow
+    done = bedsit("tenant", "start", "vision")
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["  ✓ take a slot  4 ms", "  … load", "  ✓ load  1.3 s", "tenant vision started"]
+
+
+def test_a_closed_pipe_is_no_traceback(run_dir: Path, daemon: Any) -> None:
+    """``bedsit events -f | head -1`` ends quietly."""
+    import subprocess
+    import sys
+
+    daemon.script["events"] = [*({"item": EVENT} for _ in range(5000)), {"ok": True, "result": None}]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bedsit.cli.main", "events", "-f", "--run-dir", str(run_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PATH": os.environ["PATH"]},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 141
+
+
+def test_down_without_anything_running_says_so(bedsit: Run) -> None:
+    """It is down: exit 0."""
+    done = bedsit("down")
+    assert done.returncode == 0
+    assert "nothing runs" in done.stderr
+
+
+def test_down_with_slots_but_no_daemon_says_what_to_do(bedsit: Run, run_dir: Path) -> None:
+    """Only a daemon can end slots; their records show that there are some."""
+    (run_dir / "records").mkdir()
+    (run_dir / "records" / "s1.json").write_text("{}")
+    done = bedsit("down")
+    assert done.returncode == 69
+    assert "bedsit up" in done.stderr
+
+
+def test_version(bedsit: Run) -> None:
+    """One line."""
+    import bedsit as package
+
+    assert bedsit("--version").stdout == f"bedsit {package.__version__}\n"
