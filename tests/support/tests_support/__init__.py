@@ -1,0 +1,1 @@
+"""What tests of several folders share. On the path of tests only."""
