@@ -19,7 +19,8 @@ from bedsit.ipc.session import Result, Session, deadline_after
 
 # How often a waiting client looks whether the router is still there. A router that dies closes the door, not the lane.
 _DOOR_CHECK_S: Final = 0.1
-_RECONNECT_S: Final = 5.0
+#: A router is back in a second, on a box that is out of breath in ten.
+_RECONNECT_S: Final = 15.0
 _RECONNECT_EVERY_S: Final = 0.02
 
 

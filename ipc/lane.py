@@ -8,16 +8,20 @@ cannot be sent now is refused, and what is not there yet is None. ZeroMQ's descr
 may swallow the edge of a packet that arrived meanwhile, so after sending, call ``receive`` until it gives None.
 """
 
+import socket as sockets
+from pathlib import Path
 from typing import Final, Protocol
 
 import zmq
 
+from bedsit.ipc.seqpacket import refuse_descriptors
 from bedsit.ipc.wire import MAX_PACKET
 
 # As plain ints: looking them up as enum members costs more than the call.
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _PACKETS_HELD: Final = 256
+_BACKLOG: Final = 100
 _RECONNECT_MS: Final = 10
 _RECONNECT_MAX_MS: Final = 200
 
@@ -64,16 +68,17 @@ class ZmqChannel:
         self, context: "zmq.Context[zmq.Socket[bytes]]", path: str, *, token: bytes = b"", bind: bool = False
     ) -> None:
         self._socket = _make_socket(context, zmq.DEALER)
+        self._bound = path if bind else ""
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         if token:
             self._socket.setsockopt(zmq.IDENTITY, token)
         try:
             if bind:
-                self._socket.bind(f"ipc://{path}")
+                _bind(self._socket, path)
             else:
                 self._socket.connect(f"ipc://{path}")
-        except zmq.ZMQError as e:
+        except (zmq.ZMQError, OSError) as e:
             self.close()
             raise OSError(e.errno, e.strerror, path) from None
 
@@ -106,6 +111,8 @@ class ZmqChannel:
     def close(self) -> None:
         """Drop what is unsent and close."""
         self._socket.close(0)
+        if self._bound:
+            Path(self._bound).unlink(missing_ok=True)
 
 
 class ZmqPort:
@@ -115,7 +122,7 @@ class ZmqPort:
         self._socket = _make_socket(context, zmq.ROUTER)
         # Without this a packet for a client that is gone is dropped unseen; with it the sender learns of it.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.bind(f"ipc://{path}")
+        _bind(self._socket, path)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when packets may be waiting."""
@@ -141,6 +148,21 @@ class ZmqPort:
     def close(self) -> None:
         """Drop what is unsent and close."""
         self._socket.close(0)
+
+
+def _bind(socket: "zmq.Socket[bytes]", path: str) -> None:
+    """Listen at *path*, whatever was left there. ZeroMQ takes over a listener of ours, which takes no descriptors."""
+    Path(path).unlink(missing_ok=True)
+    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC | sockets.SOCK_NONBLOCK)
+    try:
+        listener.bind(path)
+        refuse_descriptors(listener)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    socket.setsockopt(zmq.USE_FD, listener.detach())
+    socket.bind(f"ipc://{path}")
 
 
 def _make_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":

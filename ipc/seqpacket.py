@@ -5,6 +5,7 @@ one is closed at once, and a receiver that asks for none gives the kernel no roo
 """
 
 import array
+import contextlib
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from bedsit.ipc.frames import MAX_ITEMS, decode_body
 
 MAX_PACKET: Final = 128 << 10
 _FD_BYTES: Final = array.array("i").itemsize
+_SO_PASSRIGHTS: Final = 83  # kernel 6.16; Python has no name for it
 
 
 def send_packet(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = (), flags: int = 0) -> None:
@@ -69,6 +71,16 @@ def recv_bytes(sock: socket.socket, max_fds: int = 0, flags: int = 0) -> tuple[b
         close_all(fds)
         raise error("wire.malformed", "the peer sent a packet or more descriptors than allowed")
     return body, fds
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Nobody can send a descriptor to *sock*, nor to what it accepts: the kernel refuses the whole packet (EPERM).
+
+    A kernel before 6.16 cannot. There it drops what a receiver gives it no room for, but closes it in the receiver's
+    time: the last close of a big memfd takes tens of milliseconds.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def close_all(fds: Sequence[int]) -> None:

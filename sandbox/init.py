@@ -4,12 +4,14 @@ It reads nothing that the worker sends: packets are bytes to it, output is lines
 can make it hold or do is bounded, and what is dropped is counted. It has no capability and cannot signal the worker,
 which is another user; but when it ends, the kernel ends everything in the slot (pid_namespaces(7)).
 
-Guarantees: until the daemon commits the slot (one byte on the build pipe), the daemon's death is the slot's.
-After that the slot outlives daemon and zygote; a new daemon finds the listener by its path.
+Guarantees: until the daemon commits the slot ("C" on the build pipe), the daemon's death is the slot's.
+After that the slot outlives daemon and zygote; a new daemon finds the listener by its path, and knows the slot by the
+nonce that came with the commit: zygote, worker and other slots, copies of one another, never have it in their memory.
 """
 
 import collections
 import contextlib
+import fcntl
 import functools
 import os
 import select
@@ -24,14 +26,17 @@ from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox.budget import Budget
 from bedsit.sandbox.jail.context import Context
 from bedsit.sandbox.output import Output
+from bedsit.sandbox.refusals import Refusals
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 LINGER_S: Final = 30.0
 MAX_FDS: Final = 250  # the kernel's own limit is 253 (SCM_MAX_FD)
 MAX_WORKER_PACKET: Final = 64 << 10
 BACKLOG: Final = 64
 _CONNECTIONS: Final = 8
 _CHUNK: Final = 64 << 10
+_COMMIT_BYTES: Final = 256
+_REAPED_AT_ONCE: Final = 64
 # A load of many models says much at once; afterwards a worker has little to say.
 _PACKETS_PER_S: Final = 64.0
 _PACKETS_AT_ONCE: Final = 512
@@ -43,7 +48,7 @@ Handler = Callable[[int], object]
 def run(context: Context) -> NoReturn:
     """Be the slot's init until the daemon says bye, the worker is gone long enough, or the build is abandoned."""
     init = _Init(context)
-    context.tell("up", steps_ms=context.steps_ms, missing=context.missing)
+    context.tell("up", steps_ms=context.steps_ms, missing=context.missing, proven=context.proven)
     context.report.close()
     while True:
         init.turn()
@@ -76,6 +81,8 @@ class _Init:
         self._backlog: collections.deque[Message] = collections.deque(maxlen=BACKLOG)
         self._packets = Budget(_PACKETS_PER_S, _PACKETS_AT_ONCE)
         self._output = Output()
+        self._refusals = Refusals(context.refusals)
+        self._nonce = ""
         self._assigned = False
         self._status: int | None = None
         self._leave_at: float | None = None
@@ -87,7 +94,7 @@ class _Init:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, so that the wakeup descriptor speaks
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        self._reap()
+        self._may_have_dead = True
 
     def turn(self) -> None:
         """Wait for something to happen and deal with it."""
@@ -97,6 +104,8 @@ class _Init:
             poll.register(fd, events)
         for fd, events in poll.poll(self._patience_ms()):
             handlers[fd][1](events)
+        if self._may_have_dead:
+            self._reap()
         if self._leave_at is not None and time.monotonic() >= self._leave_at:
             os._exit(0)
 
@@ -107,6 +116,8 @@ class _Init:
         }
         if self._build >= 0:
             handlers[self._build] = (select.POLLIN, self._on_build)
+        if self._refusals.fd >= 0:
+            handlers[self._refusals.fd] = (select.POLLIN, self._on_refusal)
         for stream, fd in self._streams.items():
             handlers[fd] = (select.POLLIN, functools.partial(self._on_output, stream))
         for fd, connection in self._connections.items():
@@ -124,36 +135,54 @@ class _Init:
         return any(connection.pending for connection in self._connections.values())
 
     def _patience_ms(self) -> float | None:
+        if self._may_have_dead:
+            return 0.0
         waits = [] if self._packets.has(1) else [self._packets.wait_s(1)]
         if self._leave_at is not None:
             waits.append(self._leave_at - time.monotonic())
         return max(0.0, min(waits)) * 1000 if waits else None
 
     def _on_build(self, _: int) -> None:
-        if os.read(self._build, 1) != b"C":
+        commit = os.read(self._build, _COMMIT_BYTES)
+        if commit[:1] != b"C":
             os._exit(1)  # the daemon is gone, and nobody knows of this slot
+        self._nonce = commit[1:].decode("ascii", "replace")
         os.close(self._build)
         self._build = -1
 
     def _on_wakeup(self, _: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wakeup, 512)
-        self._reap()
+        self._may_have_dead = True
 
     def _reap(self) -> None:
+        """Take some of the dead: children of the worker's (profile `subprocess`) may die faster than they are taken.
+
+        When some may be left, the next turn comes at once: the signals of those are spent.
+        """
+        self._may_have_dead = False
         with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == self._worker:
-                    self._bury(ended[1])
+            for _ in range(_REAPED_AT_ONCE):
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                if pid == self._worker:
+                    self._bury(status)
+            self._may_have_dead = True
 
     def _bury(self, status: int) -> None:
-        """The worker is gone: read what it left behind, then tell every daemon that is there."""
-        for stream in tuple(self._streams):
-            while self._on_output(stream):
-                pass
+        """The worker is gone: read what it left behind, then tell every daemon that is there.
+
+        No more than a pipe and a socket hold: children of the worker's (profile `subprocess`) may go on for ever.
+        """
+        for stream, fd in tuple(self._streams.items()):
+            left = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+            while left > 0 and (taken := self._on_output(stream)):
+                left -= taken
         self._output.finish()
-        while self._control.fileno() >= 0 and self._on_control():
-            pass
+        for _ in range(_PACKETS_AT_ONCE):
+            if not self._on_control():
+                break
         self._status = status
         for connection in self._listeners():
             self._tell_end(connection)
@@ -162,19 +191,19 @@ class _Init:
         self._send(connection, {"op": "exited", "status": self._status})
         self._leave_at = self._leave_at or time.monotonic() + LINGER_S
 
-    def _on_output(self, stream: str, _: int = 0) -> bool:
-        """Take a piece of the worker's output. Returns whether there may be more."""
+    def _on_output(self, stream: str, _: int = 0) -> int:
+        """Take a piece of the worker's output. Returns how many bytes; 0 when there is nothing more now."""
         if stream not in self._streams:
-            return False  # it ended earlier in this turn
+            return 0  # it ended earlier in this turn
         try:
             data = os.read(self._streams[stream], _CHUNK)
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             os.close(self._streams.pop(stream))
-            return False
+            return 0
         self._output.feed(stream, data)
-        return True
+        return len(data)
 
     def _on_control(self, _: int = 0) -> bool:
         """Pass one packet of the worker's on, unread. Returns whether there may be more."""
@@ -200,6 +229,16 @@ class _Init:
         else:
             self._output.dropped_bytes += len(body)
         return True
+
+    def _on_refusal(self, events: int) -> None:
+        """The worker made a system call that is on no list: refuse it, and tell of it once."""
+        self._refusals.answer(events)
+        for connection in self._listeners():
+            self._tell_refusals(connection)
+
+    def _tell_refusals(self, connection: _Connection) -> None:
+        for number in self._refusals.take_news():
+            self._send(connection, {"op": "refused_call", "number": number})
 
     def _on_listener(self, _: int) -> None:
         sock, _address = self._listener.accept()
@@ -245,6 +284,7 @@ class _Init:
     def _catch_up(self, connection: _Connection) -> None:
         for kept in self._backlog:
             self._send(connection, kept)
+        self._tell_refusals(connection)
         if self._status is not None:
             self._tell_end(connection)
 
@@ -252,7 +292,7 @@ class _Init:
         return {
             "op": "hello",
             "slot": self._order.slot,
-            "nonce": self._order.nonce,
+            "nonce": self._nonce,
             "protocol": PROTOCOL,
             "state": "assigned" if self._assigned else "blank",
             "status": self._status,

@@ -3,10 +3,11 @@
 Runs in the root daemon. It opens nothing below a slot's root: all facts come from the box's own /proc/<pid>.
 """
 
+import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,18 +16,23 @@ from bedsit.sandbox.cgroup import CgroupBackend, Limits
 from bedsit.sandbox.jail.context import INIT_ID, WORKER_ID
 from bedsit.sandbox.jail.limits import rlimits
 from bedsit.sandbox.jail.root import DEVICES, PROC_OPTIONS, SCRATCH
-from bedsit.sandbox.jail.steps import PLANNED
-from bedsit.sandbox.process import Mount, Process, read_process
+from bedsit.sandbox.process import Mount, Process, read_namespaces, read_process, read_status
 
 ON: Final = "on"
 _CAPABILITY_SETS: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_SECCOMP_FILTER: Final = "2"  # SECCOMP_MODE_FILTER
+_FILTERS: Final = "Seccomp_filters"
 _BLANK_DESCRIPTORS: Final = 4  # three streams and the control socket
 _SCRATCH_OPTIONS: Final = frozenset({"nosuid", "nodev", "noexec"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Expected:
-    """The slot as the daemon ordered it; *blank* until a tenant is assigned, whose worker may then open more."""
+    """The slot as the daemon ordered it; *blank* until a tenant is assigned, whose worker may then open more.
+
+    *proven* are the walls that the worker tried at its birth, before it had a tenant, and found up. *zygote* is the
+    process that forked it, while that lives: under systemd it is in namespaces of its own, which are no slot's either.
+    """
 
     slot: str
     init_uid: int
@@ -35,11 +41,14 @@ class Expected:
     limits: Limits
     bundle_bytes: int
     blank: bool = True
+    proven: tuple[str, ...] = ()
+    zygote: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Facts:
-    box: Mapping[str, str]
+    others: Sequence[Mapping[str, str]]
+    zygote: Mapping[str, str]
     init: Process
     worker: Process
     expected: Expected
@@ -51,11 +60,15 @@ _Check = Callable[[_Facts], str | None]
 def inspect_slot(init_pid: int, worker_pid: int, expected: Expected) -> dict[str, str]:
     """Every layer as "on" or "off: why". Never raises: what cannot be read is off."""
     try:
-        facts = _Facts(read_process(os.getpid()).namespaces, read_process(init_pid), read_process(worker_pid), expected)
+        others, zygote = [read_namespaces(os.getpid())], {}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end at any time; its slots live on
+            if expected.zygote:
+                others.append(read_namespaces(expected.zygote))
+                zygote = read_status(expected.zygote)
+        facts = _Facts(others, zygote, read_process(init_pid), read_process(worker_pid), expected)
     except (OSError, ValueError) as e:
         return dict.fromkeys(LAYERS, f"off: not readable: {e}")
-    walls = {name: _judge(check, facts) for name, check in _CHECKS.items()}
-    return walls | dict.fromkeys(PLANNED, "off: not in this version")
+    return {name: _judge(check, facts) for name, check in _CHECKS.items()}
 
 
 def find_worker(init_pid: int, procs: Iterable[int]) -> int:
@@ -66,9 +79,9 @@ def find_worker(init_pid: int, procs: Iterable[int]) -> int:
     children: list[tuple[int, int, int]] = []
     for pid in procs:
         try:
-            process = read_process(pid)
-            if process.parent == init_pid:
-                children.append((start_time(pid), process.pids[-1], pid))
+            status = read_status(pid)
+            if int(status["PPid"]) == init_pid:
+                children.append((start_time(pid), int(status["NSpid"].split()[-1]), pid))
         except (OSError, ValueError):
             continue  # it ended meanwhile
     if not children:
@@ -98,7 +111,7 @@ def _judge(check: _Check, facts: _Facts) -> str:
 
 def _namespace(kind: str) -> _Check:
     def check(facts: _Facts) -> str | None:
-        if facts.worker.namespaces[kind] == facts.box[kind]:
+        if facts.worker.namespaces[kind] in [other[kind] for other in facts.others]:
             return "the worker is in the box's own"
         if facts.worker.namespaces[kind] != facts.init.namespaces[kind]:
             return "the worker is not in its init's"
@@ -191,6 +204,23 @@ def _no_new_privs(facts: _Facts) -> str | None:
     return None
 
 
+def _landlock(facts: _Facts) -> str | None:
+    # No kernel shows a process's landlock to others: what holds is that it cannot be taken off (landlock(7)).
+    return None if "landlock" in facts.expected.proven else "the worker did not prove it at its birth"
+
+
+def _seccomp(facts: _Facts) -> str | None:
+    for process in (facts.init, facts.worker):
+        if process.status["Seccomp"] != _SECCOMP_FILTER:
+            return f"process {process.pid} has no filter"
+        # The zygote's unit may have put filters on all of them: a slot's come on top (the line is there since 5.9).
+        counts = [status.get(_FILTERS) for status in (facts.zygote, process.status)]
+        if None not in counts and int(counts[0] or 0) >= int(counts[1] or 0):
+            return f"process {process.pid} has no filter but its zygote's"
+    # One filter looks like another from here.
+    return None if "seccomp" in facts.expected.proven else "the worker did not prove it at its birth"
+
+
 def _rlimits(facts: _Facts) -> str | None:
     for which, value in rlimits(facts.expected.bundle_bytes).items():
         actual = facts.worker.rlimits[which]
@@ -217,8 +247,13 @@ def _cgroup_limits(facts: _Facts) -> str | None:
     return expected.backend.verify(expected.slot, expected.limits, (facts.init.pid, facts.worker.pid))
 
 
+def _device_program(facts: _Facts) -> str | None:
+    return facts.expected.backend.check_devices(facts.expected.slot)
+
+
 _CHECKS: Final[Mapping[str, _Check]] = {
     "cgroup_limits": _cgroup_limits,
+    "device_program": _device_program,
     "pid_namespace": _pid_namespace,
     "mount_namespace": _namespace("mnt"),
     "network_namespace": _network_namespace,
@@ -234,8 +269,10 @@ _CHECKS: Final[Mapping[str, _Check]] = {
     "no_capabilities": _no_capabilities,
     "rlimits": _rlimits,
     "no_new_privs": _no_new_privs,
+    "landlock": _landlock,
+    "seccomp": _seccomp,
 }
 
-LAYERS: Final = (*_CHECKS, *PLANNED)
+LAYERS: Final = tuple(_CHECKS)
 # What a tenant with isolation = "strict" cannot be without.
 REQUIRED_LAYERS: Final = frozenset(_CHECKS)

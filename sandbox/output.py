@@ -12,6 +12,7 @@ from typing import Final
 from bedsit.sandbox.budget import Budget
 
 MAX_LINE: Final = 4096
+_STAMP: Final = len("2026-11-23T22:01:02.123Z out \n")
 # Enough for any honest log; a flood loses lines instead of wearing out the disk.
 _BYTES_PER_S: Final = 256 << 10
 _BYTES_AT_ONCE: Final = 4 << 20
@@ -60,6 +61,9 @@ class Output:
     def _take(self, stream: str, raw: bytes) -> None:
         if self._overlong[stream]:  # the rest of a line whose beginning was written
             self.dropped_bytes += len(raw)
+            return
+        if not self._budget.has(_STAMP + min(len(raw), MAX_LINE)):  # first: a flood of newlines is lost at a low price
+            self.dropped_bytes += len(raw) + 1
             return
         self.dropped_bytes += max(0, len(raw) - MAX_LINE)
         text = f"{_now()} {stream} {printable(raw[:MAX_LINE])}".encode()[: MAX_LINE - 1]

@@ -59,11 +59,6 @@ class Process:
     rlimits: Mapping[int, tuple[str, str]]
 
     @property
-    def parent(self) -> int:
-        """The parent's pid."""
-        return int(self.status["PPid"])
-
-    @property
     def pids(self) -> list[int]:
         """From the outermost namespace to the process's own."""
         return [int(number) for number in self.status["NSpid"].split()]
@@ -72,17 +67,27 @@ class Process:
 def read_process(pid: int) -> Process:
     """Read all of it. Raises OSError when there is no such process, or it may not be read."""
     folder = Path(f"/proc/{pid}")
-    lines = (folder / "status").read_text(encoding="utf-8", errors="replace").splitlines()
     return Process(
         pid=pid,
-        status={key: value.strip() for key, _, value in (line.partition(":") for line in lines)},
-        namespaces={kind: os.readlink(folder / "ns" / kind) for kind in _NAMESPACES},
+        status=read_status(pid),
+        namespaces=read_namespaces(pid),
         mounts=tuple(
             map(_read_mount, (folder / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines())
         ),
         descriptors=tuple(_read_descriptors(folder)),
         rlimits=_read_rlimits((folder / "limits").read_text(encoding="utf-8")),
     )
+
+
+def read_status(pid: int) -> dict[str, str]:
+    """The fields of /proc/<pid>/status. Raises OSError."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def read_namespaces(pid: int) -> dict[str, str]:
+    """The namespaces that the process is in, by kind. Raises OSError."""
+    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in _NAMESPACES}
 
 
 def _read_rlimits(text: str) -> dict[int, tuple[str, str]]:

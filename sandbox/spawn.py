@@ -1,6 +1,7 @@
 """One slot's birth: the zygote forks it, answers what it asks while it jails itself, and ends it if anything fails."""
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -14,8 +15,8 @@ from typing import Any, Final, NoReturn
 from bedsit.ipc import seqpacket
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox import init
-from bedsit.sandbox.jail import libc
-from bedsit.sandbox.jail.context import INIT_ID, WORKER_ID, Context, House, Order
+from bedsit.sandbox.jail.birth import Way, bear
+from bedsit.sandbox.jail.context import INIT_ID, PROFILES, WORKER_ID, Context, House, Order
 from bedsit.sandbox.jail.steps import Step, StepFailed, enter
 
 Entry = Callable[[int, str], None]
@@ -29,8 +30,8 @@ _UMASK: Final = 0o022  # the folders above a bind must be open to the worker, wh
 def read_order(message: Mapping[str, Any], fds: Sequence[int]) -> tuple[Order, dict[str, list[int]]]:
     """The order in a spawn request and its descriptors by name. Raises ``wire.malformed``."""
     names = message.get("fds")
-    if not isinstance(names, list) or len(names) != len(fds) or names[:2] != ["listener", "build"]:
-        raise error("wire.malformed", "a spawn request brings a listener, a build pipe and cgroup files, in that order")
+    if not isinstance(names, list) or len(names) != len(fds) or names[:3] != ["listener", "build", "group"]:
+        raise error("wire.malformed", "a spawn request brings a listener, a build pipe, a group and cgroup files")
     try:
         order = Order(
             slot=str(message["slot"]),
@@ -39,7 +40,9 @@ def read_order(message: Mapping[str, Any], fds: Sequence[int]) -> tuple[Order, d
             run_dir=os.path.realpath(str(message["run_dir"])),
             tmp_bytes=int(message["tmp_bytes"]),
             bundle_bytes=int(message["bundle_bytes"]),
-            nonce=str(message["nonce"]),
+            profile=PROFILES[PROFILES.index(message.get("profile", "standard"))],
+            filter=_read_filter(message, "filter"),
+            init_filter=_read_filter(message, "init_filter"),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise error("wire.malformed", f"a spawn request lacks {e}") from None
@@ -48,12 +51,28 @@ def read_order(message: Mapping[str, Any], fds: Sequence[int]) -> tuple[Order, d
     return order, {name: [fd for n, fd in zip(names, fds, strict=True) if n == name] for name in names}
 
 
-def spawn(
-    order: Order, fds: Mapping[str, list[int]], house: House, steps: tuple[Step, ...], entry: Entry
-) -> dict[str, Any]:
+def _read_filter(message: Mapping[str, Any], name: str) -> bytes:
+    """A seccomp program, unread: whether it is one is the kernel's to say. Empty when the daemon could make none."""
+    program = message.get(name, b"")
+    if not isinstance(program, bytes):
+        raise TypeError(name)
+    return program
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How a slot is made: its steps, what its worker runs, and how its first process is forked."""
+
+    steps: tuple[Step, ...]
+    entry: Entry
+    ways: tuple[Way, ...]
+
+
+def spawn(order: Order, fds: Mapping[str, list[int]], house: House, plan: Plan) -> dict[str, Any]:
     """Fork a slot and see it into its jail; blocks until it is ready or gone, DEADLINE_S at most.
 
-    The answer is the zygote's answer to the daemon. After a failure no process of the slot is left.
+    The answer is the zygote's answer to the daemon. After a failure no process of the slot is left, or the answer says
+    that one does not die (DEADLINE_S after its SIGKILL it hangs in the kernel): the slot's group then stays.
     """
     started = time.monotonic()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -62,15 +81,16 @@ def spawn(
         house=house,
         listener=fds["listener"][0],
         build=fds["build"][0],
+        group=fds["group"][0],
         joins=tuple(fds.get("join", ())),
         report=theirs,
         ids=(order.init_uid, order.worker_uid),
     )
     try:
         with ours, theirs, _keep_the_dead():
-            pid = _fork(context, ours, steps, entry)
+            pid, pidfd = _fork(context, ours, plan)
             theirs.close()
-            _shepherd(context, pid, ours, started + DEADLINE_S)
+            _shepherd(context, pid, pidfd, ours, started + DEADLINE_S)
     except (StepFailed, OSError, BedsitError) as e:
         failure = e if isinstance(e, StepFailed) else StepFailed("fork", e)
         return {
@@ -81,7 +101,14 @@ def spawn(
             "message": failure.message,
         }
     context.steps_ms["total"] = round((time.monotonic() - started) * 1000, 3)
-    return {"ok": True, "slot": order.slot, "pid": pid, "steps_ms": context.steps_ms, "missing": context.missing}
+    return {
+        "ok": True,
+        "slot": order.slot,
+        "pid": pid,
+        "steps_ms": context.steps_ms,
+        "missing": context.missing,
+        "proven": context.proven,
+    }
 
 
 @contextlib.contextmanager
@@ -100,36 +127,30 @@ def _keep_the_dead() -> Iterator[None]:
                 pass
 
 
-def _fork(context: Context, ours: socket.socket, steps: tuple[Step, ...], entry: Entry) -> int:
-    # JUSTIFICATION: fork(2): a slot is a warm copy of this process; that is what a zygote is for.
+def _fork(context: Context, ours: socket.socket, plan: Plan) -> tuple[int, int]:
+    """The slot's first process: its pid and a pidfd, which the caller closes."""
+    # JUSTIFICATION: a fork: a slot is a warm copy of this process; that is what a zygote is for.
     # SAFETY: the first step made sure of one thread, so no lock is copied in a locked state.
-    try:
-        enter(context, steps)
-        forked = time.perf_counter()
-        pid = os.fork()
-    except BaseException:
-        libc.setns(context.house.home, libc.CLONE_NEWPID)
-        raise
+    enter(context, plan.steps)
+    began = time.perf_counter()
+    pid, pidfd = bear(context, plan.ways)
     if pid == 0:
-        _become_slot(context, ours, steps, entry, forked)
-    libc.setns(context.house.home, libc.CLONE_NEWPID)  # or the next child would be born in this slot's namespace
-    return pid
+        _become_slot(context, ours, plan, began)
+    return pid, pidfd
 
 
-def _become_slot(
-    context: Context, ours: socket.socket, steps: tuple[Step, ...], entry: Entry, forked: float
-) -> NoReturn:
+def _become_slot(context: Context, ours: socket.socket, plan: Plan, began: float) -> NoReturn:
     """Never returns and never unwinds: above this frame lies the zygote's loop, which is no business of a slot's."""
     try:
         ours.close()
         os.umask(_UMASK)
         context.role = "slot"
-        context.steps_ms["fork"] = round((time.perf_counter() - forked) * 1000, 3)
-        enter(context, steps)
+        context.steps_ms["fork"] = round((time.perf_counter() - began) * 1000, 3)
+        enter(context, plan.steps)
         if context.worker_pid:
             init.run(context)
         else:
-            _run_worker(context, entry)
+            _run_worker(context, plan.entry)
     except StepFailed as e:
         _report(context, e)
     except BaseException as e:  # noqa: BLE001  whatever it is, the zygote hears of it, and this process ends
@@ -141,7 +162,7 @@ def _become_slot(
 def _run_worker(context: Context, entry: Entry) -> NoReturn:
     code = 1
     try:
-        context.tell("up", steps_ms=context.steps_ms, missing=context.missing)
+        context.tell("up", steps_ms=context.steps_ms, missing=context.missing, proven=context.proven)
         context.report.close()
         entry(context.control, context.order.slot)
         code = 0
@@ -161,14 +182,13 @@ def _report(context: Context, failure: StepFailed) -> None:
         context.tell("failed", step=failure.step, errno=failure.number, message=failure.message[:_MAX_MESSAGE])
 
 
-def _shepherd(context: Context, pid: int, report: socket.socket, deadline: float) -> None:
+def _shepherd(context: Context, pid: int, pidfd: int, report: socket.socket, deadline: float) -> None:
     """Answer the slot's reports until both its processes are up and have let go of the report socket.
 
-    If that fails, kill the slot and wait until it is gone.
+    If that fails, kill the slot and wait until it is gone, DEADLINE_S at most. Closes *pidfd*.
 
     Raises StepFailed, or whatever a broken report socket raises.
     """
-    pidfd = os.pidfd_open(pid)
     try:
         waiting = {"init", "worker"}
         while message := _next_report(report, deadline, waiting):
@@ -177,13 +197,17 @@ def _shepherd(context: Context, pid: int, report: socket.socket, deadline: float
                 seqpacket.send_packet(report, {"go": True})
             else:
                 waiting.discard(message["role"])
-                context.steps_ms |= message["steps_ms"]
+                # Of a step that both take, the worker's time: init's own has its wait for the worker in it.
+                ours = message["steps_ms"]
+                context.steps_ms = context.steps_ms | ours if message["role"] == "worker" else ours | context.steps_ms
                 context.missing |= message["missing"]
-    except BaseException:
+                context.proven += message["proven"]
+    except BaseException as e:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         # Readable once it is dead; and pid 1 of a namespace dies last of all that are in it (pid_namespaces(7)).
-        select.select([pidfd], [], [], DEADLINE_S)
+        if not select.select([pidfd], [], [], DEADLINE_S)[0] and isinstance(e, StepFailed):
+            e.message += f"; its process {pid} is still there {DEADLINE_S:g} s after SIGKILL"
         raise
     finally:
         os.close(pidfd)

@@ -27,11 +27,12 @@ from bedsit.ipc import seqpacket
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox import pages, trees
 from bedsit.sandbox.jail import libc
+from bedsit.sandbox.jail.birth import WAYS, Way
 from bedsit.sandbox.jail.context import House
 from bedsit.sandbox.jail.steps import STEPS, Step
-from bedsit.sandbox.spawn import MAX_FDS, Entry, read_order, spawn
+from bedsit.sandbox.spawn import MAX_FDS, Entry, Plan, read_order, spawn
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _HARMLESS: Final = {*_ONE_THREAD, "LC_CTYPE"}  # Python sets LC_CTYPE itself when there is no locale (PEP 538)
 
@@ -70,18 +71,25 @@ def warm_up() -> Entry:
     return entry
 
 
-def serve(socket_path: str, generation: int, steps: tuple[Step, ...] = STEPS, entry: Entry | None = None) -> None:
+def serve(
+    socket_path: str,
+    generation: int,
+    steps: tuple[Step, ...] = STEPS,
+    entry: Entry | None = None,
+    ways: tuple[Way, ...] = WAYS,
+) -> None:
     """Bind *socket_path* (root only) and answer the daemon, which may come and go; returns after "stop".
 
-    *steps* and *entry* are arguments of this function only, so that tests can show that a wall matters. No option,
-    key or environment variable reaches them.
+    *steps*, *entry* and *ways* are arguments of this function only, so that tests can show that a wall matters, and
+    what an older kernel does. No option, key or environment variable reaches them.
     """
     setproctitle.setproctitle(f"bedsit: zygote {generation}")
     libc.load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # slots are the daemon's to watch; nobody here waits for one
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     path = Path(os.path.realpath(socket_path))
-    zygote = _Zygote(generation, steps, entry or importlib.import_module("bedsit.sandbox.worker.serve").run, path)
+    entry = entry or importlib.import_module("bedsit.sandbox.worker.serve").run
+    zygote = _Zygote(generation, Plan(steps, entry, ways), path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         os.umask(0o077)
         new = path.with_suffix(".new")
@@ -100,19 +108,17 @@ def serve(socket_path: str, generation: int, steps: tuple[Step, ...] = STEPS, en
 
 
 class _Zygote:
-    """One generation: its house, its step list and how many slots it forked."""
+    """One generation: its house, its plan of a slot and how many slots it forked."""
 
-    def __init__(self, generation: int, steps: tuple[Step, ...], entry: Entry, path: Path) -> None:
+    def __init__(self, generation: int, plan: Plan, path: Path) -> None:
         self._generation = generation
-        self._steps = steps
-        self._entry = entry
+        self._plan = plan
         self._forks = 0
         self._house = House(
             trees=trees.find_trees(),
             samples=trees.find_samples(),
             staging=str(path.parent),
             mount_namespace=os.readlink("/proc/self/ns/mnt"),
-            home=os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC),
         )
 
     def answer_all(self, listener: socket.socket) -> None:
@@ -164,7 +170,7 @@ class _Zygote:
             case "spawn":
                 order, named = read_order(message, fds)
                 self._forks += 1
-                return spawn(order, named, self._house, self._steps, self._entry)
+                return spawn(order, named, self._house, self._plan)
             case "stop":
                 return {"ok": True}
             case op:

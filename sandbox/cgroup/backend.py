@@ -3,23 +3,34 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from bedsit.ipc.errors import error
+from bedsit.sandbox.cgroup.cores import ALL, find_online, format_cores, parse_cores
 
 CPU_PERIOD_US: Final = 100_000
+SLOTS: Final = "slots"  # below the group of a generation that has one
 _MIN_QUOTA_US: Final = 1_000  # the kernel refuses less
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """A slot's hard limits. *cpus* is a share of time (1.5 = one and a half processors)."""
+    """What a slot may use.
+
+    *cpus* is a share of time (1.5 = one and a half processors). When processors are short, groups share them by
+    *cpu_weight* (1 to 10000), and those with *cpu_idle* get what nobody else wants. *cores* are the only ones that it
+    runs on ("0-3,6" or "all"). *io_bps* are bytes a second read, and as many written, on each disk; 0: no limit.
+    """
 
     memory_bytes: int
     pids_max: int
     cpus: float
+    cpu_weight: int = 100
+    cpu_idle: bool = False
+    cores: str = ALL
+    io_bps: int = 0
 
     @property
     def quota_us(self) -> int:
@@ -45,7 +56,10 @@ class Stats:
 
 
 class CgroupBackend(Protocol):
-    """Groups for slots, below one root in each hierarchy. Every call is a few short file operations; none waits."""
+    """Groups for slots, below one root in each hierarchy. Every call is a few short file operations.
+
+    None waits for others. Only a memory limit below what is used may take a while: the kernel reclaims pages meanwhile.
+    """
 
     @property
     def limits_version(self) -> Literal["v1", "v2"]:
@@ -54,14 +68,38 @@ class CgroupBackend(Protocol):
     def places(self) -> dict[str, str]:
         """Where the roots are, for `detect` in a later daemon that may itself sit in another group."""
 
+    def use(self, group: Path) -> None:
+        """Make new slots below *group*, a cgroup2 group that was given to a zygote. Raises ``cgroup.refused``."""
+
+    def know(self, group: Path) -> None:
+        """Find the slots below *group* too, that of an older zygote."""
+
+    def leave(self, group: Path) -> None:
+        """Look below *group* no more."""
+
     def create(self, slot: str) -> None:
-        """Make the slot's groups, or none. Raises ``cgroup.refused``."""
+        """Make the slot's groups with its device program, or none. Raises ``cgroup.refused``."""
+
+    def renew(self, slot: str) -> None:
+        """Put this daemon's device program on the slot's group, instead of an earlier daemon's."""
+
+    def check_devices(self, slot: str) -> str | None:
+        """None when the slot's group has this daemon's device program and no other; else what is wrong."""
 
     def set_limits(self, slot: str, limits: Limits) -> None:
-        """Set all limits, now and for what joins later. Raises ``cgroup.refused``; what was set before is then back."""
+        """Set all limits, now and for what joins later. Raises ``cgroup.refused``.
+
+        What was set before is then back, as far as the kernel takes it.
+        """
+
+    def check(self, limits: Limits) -> None:
+        """Raises ``cgroup.refused`` for a limit that no slot on this box could be given, naming what it lacks."""
+
+    def open_group_fd(self, slot: str) -> int:
+        """The cgroup2 group's folder, O_PATH: a process can be born into it (clone3(2)). The caller closes it."""
 
     def open_join_fds(self, slot: str) -> list[int]:
-        """Files into which a process writes "0" to join; the caller closes them."""
+        """Files of v1 hierarchies into which a process writes "0" to join, none on v2; the caller closes them."""
 
     def procs(self, slot: str) -> list[int]:
         """Pids in the group; none when there is no such group."""
@@ -98,6 +136,23 @@ class CgroupBackend(Protocol):
 
     def remove_root(self) -> None:
         """Remove the roots, when no slot is left."""
+
+
+def check_limits(limits: Limits, controllers: Container[str]) -> None:
+    """Raises ``cgroup.refused`` for a limit that a box with these *controllers* cannot hold, or that names no core."""
+    if limits.io_bps and "io" not in controllers:
+        raise error("cgroup.refused", "this box has no io controller (v1: blkio) to hold a limit of bandwidth")
+    if limits.cores == ALL:
+        return
+    if "cpuset" not in controllers:
+        raise error("cgroup.refused", f"this box has no cpuset controller to keep a slot on the cores {limits.cores}")
+    try:
+        missing = parse_cores(limits.cores) - find_online()
+    except ValueError as e:
+        raise error("cgroup.refused", str(e)) from None
+    if missing:
+        has = format_cores(find_online())
+        raise error("cgroup.refused", f"cpuset: this box has the cores {has}, not {format_cores(missing)}")
 
 
 def read(path: Path) -> str:

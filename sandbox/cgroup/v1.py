@@ -6,43 +6,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cgroupspy import controllers, interfaces
-
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup.backend import (
-    CPU_PERIOD_US,
+    SLOTS,
     Limits,
     Stats,
+    check_limits,
     list_folders,
     naming,
+    read,
     read_keyed,
     remove_folder,
+    write,
 )
 from bedsit.sandbox.cgroup.lifecycle import Lifecycle
+from bedsit.sandbox.cgroup.v1controllers import open_controller
+from bedsit.sandbox.cgroup.v1limits import V1Limits
 
 CONTROLLERS: Final = ("memory", "pids", "cpu")
-
-
-class Group:
-    """One group in one hierarchy: all that a cgroupspy controller wants to know of its node."""
-
-    def __init__(self, path: Path) -> None:
-        self.full_path = os.fsencode(path)
-
-
-class PidsController(controllers.Controller):  # type: ignore[misc]  # cgroupspy has no types
-    """The pids controller, which cgroupspy lacks."""
-
-    max = interfaces.BaseFileInterface("pids.max")
-    current = interfaces.IntegerFile("pids.current", readonly=True)
-    events = interfaces.DictFile("pids.events", readonly=True)
-
-
-_CLASSES: Final[Mapping[str, Any]] = {
-    "memory": controllers.MemoryController,
-    "pids": PidsController,
-    "cpu": controllers.CpuController,
-}
+#: A box without them holds no limit of that kind, and refuses a tenant that is given one.
+OPTIONAL: Final = ("cpuset", "blkio")
+_CPUSET: Final = ("cpuset.mems", "cpuset.cpus")  # a group takes nobody in while one of them is empty
 
 
 class V1Backend:
@@ -50,8 +34,9 @@ class V1Backend:
 
     limits_version: Literal["v1"] = "v1"
 
-    def __init__(self, roots: Mapping[str, Path], lifecycle: Lifecycle) -> None:
-        self._roots = {name: roots[name] for name in CONTROLLERS}
+    def __init__(self, places: Mapping[str, str], lifecycle: Lifecycle) -> None:
+        self._places = dict(places)
+        self._roots = {name: Path(places[name]) for name in (*CONTROLLERS, *OPTIONAL) if name in places}
         self._folders = tuple(dict.fromkeys(self._roots.values()))  # controllers may share a hierarchy
         self._life = lifecycle
         self.procs = lifecycle.procs
@@ -59,35 +44,49 @@ class V1Backend:
         self.kill = lifecycle.kill
         self.populated = lifecycle.populated
         self.populated_fd = lifecycle.populated_fd
+        self.open_group_fd = lifecycle.open_group_fd
+        self.renew = lifecycle.renew
+        self.check_devices = lifecycle.check_devices
 
     def places(self) -> dict[str, str]:
         """As CgroupBackend says."""
-        return {name: str(root) for name, root in self._roots.items()} | {"unified": str(self._life.root)}
+        return dict(self._places)
+
+    def use(self, group: Path) -> None:
+        """As CgroupBackend says. Limits stay with the daemon's own v1 groups: only the life cycle moves."""
+        root = group / SLOTS
+        with naming(root):
+            root.mkdir(exist_ok=True)
+        self._life.use(root)
+
+    def know(self, group: Path) -> None:
+        """As CgroupBackend says."""
+        self._life.know(group / SLOTS)
+
+    def leave(self, group: Path) -> None:
+        """As CgroupBackend says."""
+        self._life.leave(group / SLOTS)
 
     def create(self, slot: str) -> None:
         """As CgroupBackend says."""
-        try:
+        with contextlib.ExitStack() as undo:  # of what this call made: a group that was there is somebody's
             for root in self._folders:
                 with naming(root / slot):
                     (root / slot).mkdir()
+                undo.callback(remove_folder, root / slot)
+            if "cpuset" in self._roots:
+                inherit_cores(self._roots["cpuset"] / slot)
             self._life.create(slot)
-        except BedsitError:
-            with contextlib.suppress(BedsitError):
-                self.remove(slot)
-            raise
+            undo.pop_all()
 
     def set_limits(self, slot: str, limits: Limits) -> None:
         """As CgroupBackend says."""
-        wanted = self._wanted(slot, limits)
-        before = [(*place, self._get(slot, *place)) for place in wanted]
-        try:
-            for (name, attribute), value in wanted.items():
-                self._set(slot, name, attribute, value)
-        except BedsitError:
-            for name, attribute, value in reversed(before):
-                with contextlib.suppress(BedsitError):
-                    self._set(slot, name, attribute, value)
-            raise
+        self.check(limits)
+        self._limits(slot).set(limits)
+
+    def check(self, limits: Limits) -> None:
+        """As CgroupBackend says."""
+        check_limits(limits, {"io" if name == "blkio" else name for name in self._roots})
 
     def open_join_fds(self, slot: str) -> list[int]:
         """As CgroupBackend says. v1 takes one thread through `tasks`: see `jail.limits.join_cgroup`."""
@@ -96,7 +95,6 @@ class V1Backend:
             for root in self._folders:
                 with naming(root / slot / "tasks"):
                     fds.append(os.open(root / slot / "tasks", os.O_WRONLY | os.O_CLOEXEC))
-            fds.append(self._life.open_join_fd(slot))
         except BedsitError:
             for fd in fds:
                 os.close(fd)
@@ -124,16 +122,14 @@ class V1Backend:
 
     def verify(self, slot: str, limits: Limits, pids: Iterable[int]) -> str | None:
         """As CgroupBackend says."""
-        for (name, attribute), value in self._wanted(slot, limits).items():
-            actual = self._get(slot, name, attribute)
-            if str(actual) != str(value):
-                return f"{name} {attribute} is {actual}, not {value}"
+        if difference := self._limits(slot).find_difference(limits):
+            return difference
         for pid in pids:
             for name, root in self._roots.items():
                 if pid not in self._controller(slot, name).procs:
                     return f"process {pid} is not in {root / slot}"
             if pid not in self._life.procs(slot):
-                return f"process {pid} is not in {self._life.root / slot}"
+                return f"process {pid} is not in {self._life.folder(slot)}"
         return None
 
     def remove(self, slot: str) -> None:
@@ -155,27 +151,15 @@ class V1Backend:
             remove_folder(root)
         self._life.remove_root()
 
-    def _wanted(self, slot: str, limits: Limits) -> dict[tuple[str, str], int]:
-        """What to write, in order: memory may never be above memory plus swap, not even between two writes."""
-        memory = limits.memory_pages_bytes
-        wanted = {("memory", "limit_in_bytes"): memory}
-        if (self._roots["memory"] / slot / "memory.memsw.limit_in_bytes").exists():
-            both = {("memory", "memsw_limit_in_bytes"): memory}
-            growing = memory > self._get(slot, "memory", "memsw_limit_in_bytes")
-            wanted = both | wanted if growing else wanted | both
-        wanted["pids", "max"] = limits.pids_max
-        wanted["cpu", "cfs_period_us"] = CPU_PERIOD_US
-        wanted["cpu", "cfs_quota_us"] = limits.quota_us
-        return wanted
-
-    def _set(self, slot: str, name: str, attribute: str, value: object) -> None:
-        controller = self._controller(slot, name)
-        file = os.fsdecode(controller.get_interface(attribute).filename)
-        with naming(self._roots[name] / slot / file, str(value)):
-            setattr(controller, attribute, value)
-
-    def _get(self, slot: str, name: str, attribute: str) -> Any:
-        return getattr(self._controller(slot, name), attribute)
+    def _limits(self, slot: str) -> V1Limits:
+        return V1Limits({name: root / slot for name, root in self._roots.items()})
 
     def _controller(self, slot: str, name: str) -> Any:
-        return _CLASSES[name](Group(self._roots[name] / slot))
+        return open_controller(name, self._roots[name] / slot)
+
+
+def inherit_cores(group: Path) -> None:
+    """Give a new cpuset group what the group above has. Raises ``cgroup.refused``."""
+    for name in _CPUSET:
+        if not read(group / name):
+            write(group / name, read(group.parent / name))

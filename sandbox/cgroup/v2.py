@@ -1,18 +1,20 @@
 """Limits and life cycle through one cgroup2 hierarchy that has the memory, pids and cpu controllers."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 from bedsit.ipc.errors import BedsitError
-from bedsit.sandbox.cgroup.backend import CPU_PERIOD_US, Limits, Stats, naming, read, read_keyed, write
+from bedsit.sandbox.cgroup.backend import SLOTS, Limits, Stats, check_limits, naming, read, read_keyed, write
 from bedsit.sandbox.cgroup.lifecycle import PROCS, Lifecycle
+from bedsit.sandbox.cgroup.v2limits import V2Limits
 
 CONTROLLERS: Final = frozenset({"memory", "pids", "cpu"})
 # Where the daemon itself goes: a group with controllers for its children may not hold processes of its own.
 LEAF: Final = "supervisor"
-_LIMITS: Final = ("memory.max", "memory.swap.max", "pids.max", "cpu.max")
+#: A box without them holds no limit of that kind, and refuses a tenant that is given one.
+OPTIONAL: Final = frozenset({"cpuset", "io"})
 
 
 class V2Backend:
@@ -20,26 +22,47 @@ class V2Backend:
 
     limits_version: Literal["v2"] = "v2"
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, places: Mapping[str, str], lifecycle: Lifecycle) -> None:
+        self._places = dict(places)
         self._life = lifecycle
         self.procs = lifecycle.procs
         self.freeze = lifecycle.freeze
         self.kill = lifecycle.kill
         self.populated = lifecycle.populated
         self.populated_fd = lifecycle.populated_fd
+        self.open_group_fd = lifecycle.open_group_fd
+        self.renew = lifecycle.renew
+        self.check_devices = lifecycle.check_devices
         self.remove = lifecycle.remove
         self.list = lifecycle.list
         self.remove_root = lifecycle.remove_root
 
     def places(self) -> dict[str, str]:
         """As CgroupBackend says."""
-        return {"unified": str(self._life.root)}
+        return dict(self._places)
+
+    def use(self, group: Path) -> None:
+        """As CgroupBackend says."""
+        root = group / SLOTS
+        _hand_down(group)
+        with naming(root):
+            root.mkdir(exist_ok=True)
+        _hand_down(root)
+        self._life.use(root)
+
+    def know(self, group: Path) -> None:
+        """As CgroupBackend says."""
+        self._life.know(group / SLOTS)
+
+    def leave(self, group: Path) -> None:
+        """As CgroupBackend says."""
+        self._life.leave(group / SLOTS)
 
     def create(self, slot: str) -> None:
         """As CgroupBackend says. An OOM kill takes the whole slot, never half of one."""
         self._life.create(slot)
         try:
-            write(self._life.root / slot / "memory.oom.group", 1)
+            write(self._life.folder(slot) / "memory.oom.group", 1)
         except BedsitError:
             with contextlib.suppress(BedsitError):
                 self.remove(slot)
@@ -47,25 +70,23 @@ class V2Backend:
 
     def set_limits(self, slot: str, limits: Limits) -> None:
         """As CgroupBackend says."""
-        folder = self._life.root / slot
-        wanted = self._wanted(folder, limits)
-        before = {name: read(folder / name) for name in wanted}
-        try:
-            for name, value in wanted.items():
-                write(folder / name, value)
-        except BedsitError:
-            for name, value in before.items():
-                with contextlib.suppress(BedsitError):
-                    write(folder / name, value)
-            raise
+        self.check(limits)
+        V2Limits(self._life.folder(slot)).set(limits)
+
+    def check(self, limits: Limits) -> None:
+        """As CgroupBackend says."""
+        top = find_top(Path(self._places["unified"]).parent)
+        place = next((root for root in self._life.roots if root.is_dir()), top)
+        check_limits(limits, read(place / "cgroup.controllers").split())
 
     def open_join_fds(self, slot: str) -> "list[int]":
-        """As CgroupBackend says."""
-        return [self._life.open_join_fd(slot)]
+        """As CgroupBackend says: none."""
+        del slot
+        return []
 
     def stats(self, slot: str) -> Stats:
         """As CgroupBackend says. The peak is that of memory.peak (kernel 5.19), or what is used now."""
-        folder = self._life.root / slot
+        folder = self._life.folder(slot)
         cpu = self._life.cpu_stat(slot)
         used = int(read(folder / "memory.current"))
         peak = folder / "memory.peak"
@@ -79,28 +100,20 @@ class V2Backend:
 
     def oom_kills(self, slot: str) -> int:
         """As CgroupBackend says."""
-        return read_keyed(self._life.root / slot / "memory.events")["oom_kill"]
+        return read_keyed(self._life.folder(slot) / "memory.events")["oom_kill"]
 
     def pids_denied(self, slot: str) -> int:
         """As CgroupBackend says."""
-        return read_keyed(self._life.root / slot / "pids.events")["max"]
+        return read_keyed(self._life.folder(slot) / "pids.events")["max"]
 
     def verify(self, slot: str, limits: Limits, pids: Iterable[int]) -> str | None:
         """As CgroupBackend says."""
-        folder = self._life.root / slot
-        for name, value in self._wanted(folder, limits).items():
-            actual = read(folder / name)
-            if actual != value:
-                return f"{name} is {actual}, not {value}"
+        folder = self._life.folder(slot)
+        if difference := V2Limits(folder).find_difference(limits):
+            return difference
         members = self._life.procs(slot)
         strays = [pid for pid in pids if pid not in members]
         return f"process {strays[0]} is not in {folder}" if strays else None
-
-    @staticmethod
-    def _wanted(folder: Path, limits: Limits) -> dict[str, str]:
-        values = (str(limits.memory_pages_bytes), "0", str(limits.pids_max), f"{limits.quota_us} {CPU_PERIOD_US}")
-        # A kernel without swap accounting has no memory.swap.max, and then no swap to bound either.
-        return {name: value for name, value in zip(_LIMITS, values, strict=True) if (folder / name).exists()}
 
 
 def prepare(own: Path, root: Path) -> None:
@@ -128,7 +141,15 @@ def has_controllers(own: Path) -> bool:
 
 
 def _hand_down(folder: Path) -> None:
-    write(folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(CONTROLLERS)))
+    offered = OPTIONAL.intersection(read(folder / "cgroup.controllers").split())
+    write(folder / "cgroup.subtree_control", " ".join(f"+{name}" for name in sorted(CONTROLLERS | offered)))
+
+
+def find_top(group: Path) -> Path:
+    """The root of the cgroup2 hierarchy that *group* is in."""
+    while (group.parent / "cgroup.controllers").exists():
+        group = group.parent
+    return group
 
 
 def step_out(own: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What makes a copy of the zygote a process of its own: name, environment, folder, random numbers."""
+"""What makes a copy of the zygote a process of its own: session, name, environment, random numbers."""
 
 import io
 import os
@@ -11,6 +11,11 @@ import setproctitle
 from bedsit.sandbox.jail.context import Context
 
 _ENVIRONMENT: Final = {"HOME": "/tmp", "USER": "worker", "PATH": "/usr/bin", "LANG": "C.UTF-8"}
+
+
+def take_session(_: Context) -> None:
+    """A session and process group of its own: what works on either (autogroup(7), setpriority(2)) stays in the slot."""
+    os.setsid()
 
 
 def take_name(context: Context) -> None:
@@ -29,8 +34,13 @@ def take_environment(_: Context) -> None:
 
 
 def reseed(_: Context) -> None:
-    """Siblings are copies of one process: without this they would all draw the same random numbers."""
+    """Siblings are copies of one process: without this they would all draw the same random numbers.
+
+    What asks the kernel each time, or notices another pid, needs nothing: secrets, uuid, tempfile, OpenSSL.
+    """
     random.seed()
+    if multiprocessing := sys.modules.get("multiprocessing.process"):  # torch imports it
+        multiprocessing.current_process().authkey = os.urandom(32)
     if numpy_random := sys.modules.get("numpy.random"):
         numpy_random.seed()
     if torch := sys.modules.get("torch"):

@@ -11,13 +11,18 @@ _FSIZE_BYTES: Final = 1 << 30
 
 
 def join_cgroup(context: Context) -> None:
-    """Put this process into its slot's group in every hierarchy, through files that the daemon opened.
+    """Put this process into its slot's groups of the v1 hierarchies, through files that the daemon opened.
 
     "0" means the writer itself. A v1 `tasks` file takes one thread and is done in microseconds. cgroup2 takes whole
-    processes only and may wait some 10 ms for an RCU grace period, idle (kernel/cgroup, cgroup_threadgroup_rwsem).
+    processes only and may wait some 10 ms for an RCU grace period, idle (kernel/cgroup, cgroup_threadgroup_rwsem):
+    that is why it is joined at birth, and here only where the kernel cannot do that.
     """
     for fd in context.joins:
         os.write(fd, b"0")
+    if not context.born_in_group:
+        procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=context.group)
+        os.write(procs, b"0")
+        os.close(procs)
 
 
 def offer_to_oom_killer(_: Context) -> None:

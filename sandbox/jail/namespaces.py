@@ -7,12 +7,7 @@ from bedsit.sandbox.jail import libc
 from bedsit.sandbox.jail.context import INIT_ID, WORKER_ID, Context
 
 # JUSTIFICATION: unshare(2) is what a jail is made of; Python has it from 3.12 on.
-# SAFETY: all but enter_pid_namespace run in a child of the zygote that never returns to the zygote's code.
-
-
-def enter_pid_namespace(_: Context) -> None:
-    """The next child of this process is pid 1 of a namespace of its own; this process itself stays where it is."""
-    libc.unshare(libc.CLONE_NEWPID)
+# SAFETY: all run in a child of the zygote that never returns to the zygote's code.
 
 
 def enter_mount_namespace(_: Context) -> None:
@@ -48,8 +43,8 @@ def enter_user_namespace(_: Context) -> None:
 
 
 def open_sysctl(context: Context) -> None:
-    """Keep the box's /proc/sys at hand for `forbid_nesting`, which closes it."""
-    context.sysctl = os.open("/proc/sys", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Keep the box's /proc/sys/user at hand for `forbid_nesting`, which closes it."""
+    context.sysctl = os.open("/proc/sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def map_ids(context: Context) -> None:
@@ -70,7 +65,7 @@ def forbid_nesting(context: Context) -> None:
     user namespace and cannot be raised from inside without CAP_SYS_RESOURCE (namespaces(7), user_namespaces(7)).
     """
     if "user_namespace" not in context.missing:
-        limit = os.open("user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, dir_fd=context.sysctl)
+        limit = os.open("max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC, dir_fd=context.sysctl)
         os.write(limit, b"0")
         os.close(limit)
     os.close(context.sysctl)

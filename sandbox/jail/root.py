@@ -74,6 +74,11 @@ def bind_trees(context: Context) -> None:
             _bind_read_only(link, root + link)
 
 
+def find_system_folders() -> tuple[str, ...]:
+    """The system's library folders that are folders of their own, and not links into /usr."""
+    return tuple(link for link in _LINKS if os.path.isdir(link) and not os.path.islink(link))
+
+
 def bind_slot_folder(context: Context) -> None:
     """The folder in which the router will make this slot's sockets, read-only: connect works there, replace does not.
 

@@ -2,13 +2,17 @@
 
 import os
 
+from bedsit.sandbox.jail import landlock, seccomp
 from bedsit.sandbox.jail.context import Context
 
 _EMPTY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
 def check_self(context: Context) -> None:
-    """Raises PermissionError with what is wrong: a half-applied wall must never look like a whole one."""
+    """Raises PermissionError with what is wrong: a half-applied wall must never look like a whole one.
+
+    Landlock cannot be seen from outside, and one filter looks like another there: both are proven here by an attempt.
+    """
     with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         status = dict(line.split(":", 1) for line in file.read().splitlines())
     held = [name for name in _EMPTY_SETS if int(status[name], 16)]
@@ -27,6 +31,11 @@ def check_self(context: Context) -> None:
             raise PermissionError(
                 f"a jailed worker cannot read {path}: give others the right to read that tree (chmod -R o+rX)"
             )
+    for name, is_refusing in (("landlock", landlock.is_refusing), ("seccomp", seccomp.is_refusing)):
+        if is_refusing():
+            context.proven.append(name)
+        else:
+            context.missing.setdefault(name, "an attempt that only this wall refuses went through")
 
 
 def _own(context: Context) -> set[int]:

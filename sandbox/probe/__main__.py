@@ -1,0 +1,5 @@
+"""``python -m bedsit.sandbox.probe``."""
+
+from bedsit.sandbox.probe.look import main
+
+main()
