@@ -7,6 +7,7 @@ from bedsit.ipc.errors import BedsitError
 
 _BY_CODE: Final[Mapping[str, str]] = {
     "bundle.invalid": "what a bundle looks like: bedsit model deploy --help",
+    "cgroup.refused": "what this box can limit: bedsit doctor",
     "daemon.already_running": "look at it: bedsit status",
     "daemon.unavailable": "start it: bedsit up",
     "deadline.exceeded": "what goes on: bedsit events --follow",

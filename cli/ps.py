@@ -24,6 +24,7 @@ COLUMNS: Final = (
     field("RUNNING", "in_flight", right=True),
     field("ZYGOTE", "generation", right=True),
     Column("AGE", lambda row: format_age(row.get("started_at"))),
+    field("LAST CAUSE", "last_cause"),
 )
 
 

@@ -13,11 +13,11 @@ app = make_app()
 
 @verb(app, "status", examples="bedsit status\nbedsit status -o json | jq .item.walls")
 def show_status(box: Box) -> None:
-    """Show whether daemon, router, zygote and pool are up, which walls are, and how the tenants do.
+    """Show whether daemon, router, zygote and pool are up, and how the tenants do, each with its walls.
 
-    Exits 69 when no daemon answers.
+    Walls are read from outside of every slot, now. Exits 69 when no daemon answers.
     """
-    status = box.call("status")
+    status = box.call("status", inspect=True)
     box.screen.show_record("status", status, _fields(status), str(status.get("version", "")))
 
 
@@ -49,6 +49,8 @@ def _tenant(row: Row) -> str:
     parts = [str(row.get("state")), f"{row.get('models')} models", f"{row.get('restarts')} restarts"]
     if row.get("last_cause"):
         parts.append(f"last: {row.get('last_cause')}")
+    if row.get("walls"):
+        parts.append(f"walls {describe_walls(row.get('walls'), row.get('walls_age_s'))}")
     return ", ".join(parts)
 
 

@@ -23,11 +23,13 @@ _COLOURS: Final[Mapping[str, str]] = {
     "dying": _YELLOW,
     "stopped": _YELLOW,
     "off": _YELLOW,
+    "unknown": _YELLOW,
     "missing": _RED,
     "failed": _RED,
     "lost": _RED,
     "blank": _DIM,
     "empty": _DIM,
+    "optional": _DIM,
 }
 
 

@@ -12,10 +12,12 @@ from bedsit.cli.complete import TenantName, Yes
 from bedsit.cli.key import KeyFile, keep_secret, open_key_file
 from bedsit.cli.render import Format
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import format_age, format_mib, format_size, parse_size
-from bedsit.ipc.errors import error
+from bedsit.cli.text import format_age, format_duration, format_mib, format_size, parse_size
+from bedsit.ipc.errors import BedsitError, error
 
 app = make_noun("tenant", "Tenants: who lives here, with which limits.")
+
+_OLD_S: Final = 1.0
 
 
 class Isolation(StrEnum):
@@ -25,9 +27,34 @@ class Isolation(StrEnum):
     BEST_EFFORT = "best-effort"
 
 
+class Profile(StrEnum):
+    """What a model's code may do beyond answering."""
+
+    STANDARD = "standard"
+    SUBPROCESS = "subprocess"
+
+
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, for example 2GiB.")]
 Cpus = Annotated[float | None, typer.Option(metavar="N", help="Processor limit, in cores; 0.5 is half a core.")]
 Pids = Annotated[int | None, typer.Option(metavar="N", help="Limit of processes and threads.")]
+Weight = Annotated[
+    int | None, typer.Option(metavar="N", help="Share of a busy processor beside others, 1 to 10000; 100 is usual.")
+]
+Idle = Annotated[
+    bool | None,
+    typer.Option("--cpu-idle/--no-cpu-idle", help="Only get the processor time that no other tenant wants."),
+]
+Cores = Annotated[str | None, typer.Option(metavar="LIST", help="Run on these cores only, for example 0-3,6; or all.")]
+Disk = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Bytes a second from each disk, and as many to it; or max.")
+]
+ProfileName = Annotated[
+    Profile | None,
+    typer.Option(
+        "--profile",
+        help="standard: threads only. subprocess: also child processes and this machine's programs; a weaker wall.",
+    ),
+]
 
 COLUMNS: Final = (
     field("NAME", "name"),
@@ -62,6 +89,11 @@ def create_tenant(
         Isolation | None,
         typer.Option(help="strict: no slot unless every wall is up. best-effort: whatever this machine offers."),
     ] = None,
+    cpu_weight: Weight = None,
+    cpu_idle: Idle = None,
+    cores: Cores = None,
+    io: Disk = None,
+    profile: ProfileName = None,
     key_file: KeyFile = None,
 ) -> None:
     """Create a tenant and its first key.
@@ -73,10 +105,9 @@ def create_tenant(
         answer = box.call(
             "tenant.create",
             name=name,
-            memory_bytes=parse_size(memory) if memory else None,
-            cpus=cpus,
-            pids=pids,
+            **_limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io),
             isolation=isolation.value if isolation else None,
+            profile=profile.value if profile else None,
         )
         tenant, key = answer["tenant"], keep_secret(box, answer["key"], file, key_file)
     fields = [*_fields(tenant), ("key", key["id"]), ("secret", key.get("secret", f"in {key_file}"))]
@@ -94,17 +125,43 @@ def list_tenants(box: Box) -> None:
 
 @verb(app, "show", examples="bedsit tenant show vision\nbedsit tenant show vision -o json | jq .item.walls")
 def show_tenant(box: Box, name: TenantName) -> None:
-    """Show one tenant: limits, slot, restarts, walls."""
-    _show(box, box.call("tenant.show", name=name))
+    """Show one tenant: limits, slot, restarts, and every wall as it is now, read from outside of the slot."""
+    tenant = box.call("tenant.show", name=name)
+    walls = tenant.get("walls")
+    states = [(f"wall {layer}", state) for layer, state in walls.items()] if isinstance(walls, dict) else []
+    box.screen.show_record("tenant", tenant, [*_fields(tenant), *states], _name(tenant))
 
 
-@verb(app, "set", examples="bedsit tenant set vision --memory 4GiB\nbedsit tenant set vision --cpus 0.5 --pids 128")
-def set_limits(box: Box, name: TenantName, memory: Memory = None, cpus: Cpus = None, pids: Pids = None) -> None:
-    """Change a tenant's limits; they hold at once, for its running slot too."""
-    if memory is None and cpus is None and pids is None:
-        raise error("request.invalid", "nothing to set", "pass at least one of --memory, --cpus, --pids")
-    memory_bytes = parse_size(memory) if memory else None
-    _show(box, box.call("tenant.set", name=name, memory_bytes=memory_bytes, cpus=cpus, pids=pids))
+@verb(
+    app,
+    "set",
+    examples="""
+    bedsit tenant set vision --memory 4GiB
+    bedsit tenant set vision --cpus 0.5 --pids 128
+    bedsit tenant set vision --cores 2-3 --cpu-weight 400
+    bedsit tenant set nightly --cpu-idle --io 20MiB
+    """,
+)
+def set_limits(
+    box: Box,
+    name: TenantName,
+    memory: Memory = None,
+    cpus: Cpus = None,
+    pids: Pids = None,
+    cpu_weight: Weight = None,
+    cpu_idle: Idle = None,
+    cores: Cores = None,
+    io: Disk = None,
+    profile: ProfileName = None,
+) -> None:
+    """Change a tenant's limits; they hold at once, for its running slot too. The profile only while it is stopped."""
+    limits = _limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io)
+    if profile is None and all(value is None for value in limits.values()):
+        raise error(
+            "request.invalid", "nothing to set", "pass at least one limit, or --profile: bedsit tenant set --help"
+        )
+    chosen = profile.value if profile else None
+    _show(box, box.call("tenant.set", name=name, **limits, profile=chosen))
 
 
 @verb(app, "stop", examples="bedsit tenant stop vision")
@@ -131,13 +188,17 @@ def delete_tenant(box: Box, name: TenantName, *, yes: Yes = False) -> None:
     box.screen.note(f"tenant {name} deleted")
 
 
-def describe_walls(walls: object) -> str:
-    """``18 of 20 up; landlock: off: why``."""
+def describe_walls(walls: object, age_s: object = None) -> str:
+    """``18 of 20 up; off: landlock (why); seen 2 m 3 s ago``; the age only where somebody might take it for now."""
     if not isinstance(walls, dict) or not walls:
         return "-"
     missing = [f"{layer} ({str(state).removeprefix('off: ')})" for layer, state in walls.items() if state != "on"]
     text = f"{len(walls) - len(missing)} of {len(walls)} up"
-    return f"{text}; off: {', '.join(missing)}" if missing else text
+    if missing:
+        text += f"; off: {', '.join(missing)}"
+    if isinstance(age_s, (int, float)) and age_s >= _OLD_S:
+        text += f"; seen {format_duration(age_s)} ago"
+    return text
 
 
 def _show(box: Box, tenant: dict[str, Any]) -> None:
@@ -151,7 +212,11 @@ def _fields(tenant: Row) -> list[tuple[str, object]]:
         ("memory", format_size(_limit(tenant, "memory_bytes"))),
         ("cpus", _limit(tenant, "cpus")),
         ("pids", _limit(tenant, "pids")),
+        ("cpu share", _describe_share(tenant)),
+        ("cores", _limit(tenant, "cores")),
+        ("disk", _describe_disk(tenant)),
         ("isolation", tenant.get("isolation")),
+        ("profile", _describe_profile(tenant)),
         ("models", tenant.get("models")),
         ("slot", tenant.get("slot")),
         ("worker pid", tenant.get("worker_pid")),
@@ -159,8 +224,56 @@ def _fields(tenant: Row) -> list[tuple[str, object]]:
         ("restarts", tenant.get("restarts")),
         ("last cause", tenant.get("last_cause")),
         ("created", tenant.get("created_at")),
-        ("walls", describe_walls(tenant.get("walls"))),
+        ("walls", describe_walls(tenant.get("walls"), tenant.get("walls_age_s"))),
     ]
+
+
+def _limits(
+    memory: str | None,
+    cpus: float | None,
+    pids: int | None,
+    cpu_weight: int | None,
+    cpu_idle: bool | None,  # noqa: FBT001  an option of the command line
+    cores: str | None,
+    io: str | None,
+) -> dict[str, object]:
+    """What was said about limits, as the daemon wants it."""
+    return {
+        "memory_bytes": _read_size("--memory", memory),
+        "cpus": cpus,
+        "pids": pids,
+        "cpu_weight": cpu_weight,
+        "cpu_idle": cpu_idle,
+        "cores": cores,
+        "io_bps": 0 if io == "max" else _read_size("--io", io, "max"),
+    }
+
+
+def _read_size(option: str, text: str | None, other: str = "") -> int | None:
+    """Bytes from an option, which may take an *other* word too. Raises ``input.invalid``, naming the option."""
+    if text is None:
+        return None
+    try:
+        return parse_size(text)
+    except BedsitError as e:
+        raise error(e.code, f"{option}: {e.message}", f"{e.hint}, or {other}" if other else e.hint) from None
+
+
+def _describe_share(tenant: Row) -> str:
+    weight = f"weight {_limit(tenant, 'cpu_weight')}"
+    return f"idle ({weight} when not)" if _limit(tenant, "cpu_idle") else weight
+
+
+def _describe_profile(tenant: Row) -> object:
+    profile = tenant.get("profile")
+    if profile == Profile.SUBPROCESS:
+        return f"{profile} (weaker wall: it may fork and run the box's programs)"
+    return profile
+
+
+def _describe_disk(tenant: Row) -> str:
+    bps = _limit(tenant, "io_bps")
+    return f"{format_size(bps)} a second" if bps else "max"
 
 
 def _limit(tenant: Row, key: str) -> object:

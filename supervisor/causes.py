@@ -1,11 +1,23 @@
-"""Why a slot ended, in one word and one sentence; both are ours, never the tenant's."""
+"""Why a slot ended, in one word and one sentence; both are ours, never the tenant's.
+
+    exit      it ended by itself, with a status
+    signal    a signal ended it: its own fault, or somebody's on the box
+    seccomp   it made a system call that the jail kills for
+    oom       the kernel ended it at its memory limit
+    pids      it ended because it could have no more processes
+    timeout   we ended it: it was not ready, or not done, in time
+    killed    we ended it for another reason
+    unknown   nobody saw how
+
+A tenant's death counts against it; that of a slot which was only being replaced does not.
+"""
 
 import os
 import signal
 from dataclasses import dataclass
 from typing import Literal
 
-CauseKind = Literal["exit", "signal", "oom", "pids", "timeout", "killed", "unknown"]
+CauseKind = Literal["exit", "signal", "seccomp", "oom", "pids", "timeout", "killed", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,8 @@ def classify(status: int | None, oom_kills: int, pids_denied: int, memory_bytes:
         number = os.WTERMSIG(status)
         if pids_denied and number == signal.SIGABRT:
             return Cause("pids", f"out of processes: limit {pids_max}")
+        if number == signal.SIGSYS:
+            return Cause("seccomp", "a system call that the jail kills for (SIGSYS)")
         return Cause("signal", f"signal {number} ({_signal_name(number)})")
     code = os.waitstatus_to_exitcode(status)
     if pids_denied and code == 1:

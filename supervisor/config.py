@@ -50,6 +50,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool_size: int = 2
     #: Slots of all kinds.
     max_slots: int = 256
+    #: A zygote that forked this many slots is replaced by the next one, whose slots have other addresses.
+    zygote_forks_max: int = 1000
     #: A model must be loaded within this time.
     load_timeout_s: float = 120.0
     #: A replaced slot may finish its requests within this time.
@@ -156,6 +158,8 @@ def _check(config: Config) -> None:
     require("uid_count", "must end below 2^31", ok=0 < config.uid_count <= (1 << 31) - 1 - config.uid_base)
     require("max_slots", "needs two uids a slot", ok=0 < 2 * config.max_slots <= config.uid_count)
     require("pool_size", "must be below max_slots", ok=0 <= config.pool_size < config.max_slots)
+    # Each generation begins with the blank slots that it replaces: otherwise it would be the last one's turn at once.
+    require("zygote_forks_max", "must be above pool_size", ok=config.zygote_forks_max > config.pool_size)
     for key in ("load_timeout_s", "drain_timeout_s", "tmp_bytes", "bundle_bytes", "log_bytes", "artifact_bytes"):
         require(key, "must be above 0", ok=getattr(config, key) > 0)
     for key in TenantDefaults.__struct_fields__:

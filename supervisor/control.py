@@ -16,6 +16,7 @@ import msgspec
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.frames import FrameReader, encode_frame
+from bedsit.ipc.seqpacket import refuse_descriptors
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
@@ -91,6 +92,7 @@ class Control:
         """Listen. The socket belongs to the router's user."""
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        refuse_descriptors(listener)
         listener.bind(str(self._path))
         os.chown(self._path, self._router_uid, 0)
         self._path.chmod(0o600)

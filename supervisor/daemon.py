@@ -34,6 +34,7 @@ from bedsit.supervisor.folders import (
     make_folders,
     make_roots,
 )
+from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.notify import Notifier
@@ -41,12 +42,14 @@ from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.records import Records
 from bedsit.supervisor.recovery import Recovery, find_backend
+from bedsit.supervisor.refusedcalls import RefusedCalls
 from bedsit.supervisor.registry import Registry
 from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.tenancy import Limits
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
+from bedsit.supervisor.units import UnitStarter, is_unit
 from bedsit.supervisor.zygotes import Zygotes
 
 _DOWN_S: Final = 30.0
@@ -144,7 +147,8 @@ class Daemon:
         await desk.control.wait_gone(_DOWN_S)
         phases.begin("clean up")
         desk.room.backend.remove_root()
-        for name in ("slots", "inits", "records", "zygotes", "router"):
+        # Under systemd the next router may be up already, and its folder is its unit's.
+        for name in ("slots", "inits", "records", "zygotes", *([] if is_unit(os.environ) else ["router"])):
             shutil.rmtree(run / name, ignore_errors=True)
         for name in ("places.json", "snapshot.msgpack"):
             (run / name).unlink(missing_ok=True)
@@ -166,15 +170,23 @@ class Daemon:
         undo.callback(events.close)
         artifacts = Artifacts(folders.artifacts)
         artifacts.collect(registry.digests())
-        backend = await find_backend(folders, registry.instance)
+        units = is_unit(os.environ)
+        backend = await find_backend(folders, registry.instance, units=units)
         house = House(
-            Limits(config.pool_size, config.max_slots, config.load_timeout_s, config.drain_timeout_s),
+            Limits(
+                config.pool_size,
+                config.max_slots,
+                config.load_timeout_s,
+                config.drain_timeout_s,
+                config.zygote_forks_max,
+            ),
             lambda: f"s{secrets.token_hex(4)}",
         )
         zygotes = Zygotes(
             folders.zygotes,
-            lambda generation: self.feed(on.ZygoteUp(generation)),
-            lambda cause: self.feed(on.ZygoteDown(cause)),
+            lambda generation, forks: self.feed(on.ZygoteUp(generation, forks)),
+            lambda generation, cause: self.feed(on.ZygoteDown(generation, cause)),
+            UnitStarter(Generations(folders.zygotes), backend) if units else None,
         )
         room = Room(
             config=config,
@@ -191,6 +203,7 @@ class Daemon:
             room,
             self.feed,
             lambda slot, text: operations.tell(house.slots[slot].operation, text) if slot in house.slots else None,
+            RefusedCalls(events, house.tenants).hear,
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)
@@ -248,6 +261,7 @@ class Daemon:
             slots=desk.slots,
         )
         await recovery.adopt_all(self.feed)
+        desk.zygotes.sweep()
         await desk.control.open()
 
     async def _watch(self, notifier: Notifier) -> None:

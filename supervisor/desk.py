@@ -75,7 +75,7 @@ def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
     models = tuple(
         sorted((model.number, version.version) for model in registry.models(row.number) for version in model.versions)
     )
-    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models)
+    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile)
 
 
 def now_text() -> str:

@@ -16,7 +16,7 @@ from bedsit.supervisor.events import Events
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
-from bedsit.supervisor.registry import Registry, TenantRow
+from bedsit.supervisor.registry import NewTenant, Registry, TenantRow
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.zygotes import Zygotes
@@ -54,8 +54,10 @@ class Effects:
         match instruction:
             case do.StartZygote():
                 self.zygotes.start()
-            case do.BuildSlot(slot):
-                self.slots.build(slot)
+            case do.RetireZygote(generation):
+                self.zygotes.retire(generation)
+            case do.BuildSlot(slot, profile):
+                self.slots.build(slot, profile)
             case do.AssignSlot():
                 self._assign(instruction)
             case do.Record(slot, state):
@@ -120,11 +122,13 @@ class Effects:
 
     def _count(self, order: do.CountRestart) -> None:
         try:
-            self.registry.count_restart(self.registry.tenant(order.tenant).number, order.cause.text)
+            self.registry.count_restart(self.registry.tenant(order.tenant).number, order.cause)
         except BedsitError as e:  # a tally is not worth a failure
             get_log().warning("tally.lost", tenant=order.tenant, error=str(e))
 
 
-def limits_of(row: TenantRow) -> Limits:
+def limits_of(row: TenantRow | NewTenant) -> Limits:
     """What one slot of the tenant may use."""
-    return Limits(row.memory_bytes, row.pids, row.cpus)
+    return Limits(
+        row.memory_bytes, row.pids, row.cpus, row.cpu_weight, cpu_idle=row.cpu_idle, cores=row.cores, io_bps=row.io_bps
+    )

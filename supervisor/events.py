@@ -26,6 +26,7 @@ Kind = Literal[
     "router.lost",
     "slot.adopted",
     "slot.assigned",
+    "slot.call_refused",
     "slot.destroyed",
     "slot.died",
     "slot.misbehaved",
@@ -37,6 +38,7 @@ Kind = Literal[
     "tenant.started",
     "tenant.stopped",
     "zygote.died",
+    "zygote.retired",
     "zygote.started",
 ]
 _FEED_MAX: Final = 1000

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedsit.ipc.errors import BedsitError
+from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
 from bedsit.supervisor.stimuli import ModelSet, Timer
@@ -15,10 +16,18 @@ class StartZygote:
 
 
 @dataclass(frozen=True)
+class RetireZygote:
+    """Ask a generation that another one replaced to exit when it has built what it was asked for."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
 class BuildSlot:
-    """Make a blank slot; ends in SlotBuilt or SlotRefused."""
+    """Make a blank slot of this profile; ends in SlotBuilt or SlotRefused."""
 
     slot: str
+    profile: Profile = "standard"
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ class Finish:
 
 Instruction = (
     StartZygote
+    | RetireZygote
     | BuildSlot
     | AssignSlot
     | Record

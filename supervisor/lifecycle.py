@@ -7,27 +7,34 @@ Guarantees, for any order of stimuli (held by tests/supervisor/test_lifecycle_pr
   - a slot serves one tenant, once; two tenants never share one;
   - a tenant has at most one slot that takes new requests, and a failed roll leaves the old one as it was;
   - the pool is refilled, a dead slot is replaced, both with back-off; nothing is built after ShutDown;
+  - when a zygote has forked enough, the next one replaces it and its blank slots, and the pool stays as full as it was;
   - every operation is answered exactly once; a slot stays known until its cgroup is empty.
 Assumes: a Commit is carried out before the next stimulus is handled.
 Why not coroutines per slot: the interesting bugs live between two awaits; here there is nothing between.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal, assert_never
 
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
+from bedsit.supervisor.pool import plan_pool
+from bedsit.supervisor.rolls import judge_roll, judge_room
+from bedsit.supervisor.rotation import Rotation
 from bedsit.supervisor.stimuli import Timer
 from bedsit.supervisor.tenancy import Limits, Roll, Slot, Statistics, Tenant, TenantState, backoff_s
 from bedsit.supervisor.transitions import TRANSITIONS, InvalidTransition, SlotEvent, Story
 
-#: A slot that served this long has its tenant's failures forgiven.
+#: A slot that served this long has its tenant's failures forgiven, and a zygote that lived this long those before it.
 HEALTHY_AFTER_S: Final = 60.0
 #: A worker that closed its socket may take this long to be seen dead before it is killed.
 LOST_GRACE_S: Final = 0.25
+_SEE_EVENTS: Final = "see: bedsit events"
+_SEE_WALLS: Final = "what this box lacks, and how to mend it: bedsit doctor"
 _SLOT_TIMERS: Final[tuple[on.TimerKind, ...]] = ("load", "drain", "lost")
 
 
@@ -41,11 +48,11 @@ class House:
         self._limits = limits
         self._new_id = new_id
         self._phase: Literal["recovering", "open", "closing", "closed"] = "recovering"
-        self._zygote_up = False
-        self._zygote_failures = 0
+        self.rotation = Rotation(limits.zygote_forks_max)
         self._pool_failures = 0
         self._pool_resting = False
-        self._refusal = ""
+        #: Why the last slot of a profile was refused, and where to read on.
+        self._refusals: dict[Profile, tuple[str, str]] = {}
         #: Who waits for a blank slot, first come first served: ("tenant", name) or ("roll", operation).
         self._waiting: dict[tuple[Literal["tenant", "roll"], str], Tenant] = {}
         self._out: list[do.Instruction] = []
@@ -74,10 +81,19 @@ class House:
             return "running"
         return "failed" if tenant.resting else "starting"
 
+    def explain_wait(self, tenant: Tenant) -> tuple[str, str]:
+        """Why no blank slot is *tenant*'s, as the end of a sentence, and where to read on."""
+        blank = [s for s in self.slots.values() if s.state == "blank" and s.profile == tenant.profile]
+        if blank and tenant.strict and all(slot.degraded for slot in blank):
+            lacks = sorted({wall for slot in blank for wall in slot.lacks})
+            return f": tenant {tenant.name!r} is strict, and walls are missing{_list_names(lacks)}", _SEE_WALLS
+        why, hint = self._refusals.get(tenant.profile, ("", _SEE_EVENTS))
+        return f"; the last one was refused: {why}" if why else "", hint
+
     def statistics(self) -> Statistics:
         """Counts of slots now."""
-        states = [slot.state for slot in self.slots.values()]
-        return Statistics(self._limits.pool_size, states.count("blank"), states.count("building"), len(states))
+        pool = [slot.state for slot in self.slots.values() if slot.profile == "standard"]
+        return Statistics(self._limits.pool_size, pool.count("blank"), pool.count("building"), len(self.slots))
 
     # -- hearing ------------------------------------------------------------------------------------------------------
 
@@ -85,12 +101,10 @@ class House:
         match stimulus:
             case on.Begin():
                 self._begin()
-            case on.ZygoteUp(generation):
-                self._zygote_up = True
-                if self._phase == "open":  # else it was found, not started
-                    self._tell("zygote.started", f"generation {generation}")
-            case on.ZygoteDown(cause):
-                self._mourn_zygote(cause)
+            case on.ZygoteUp(generation, forks):
+                self._greet_zygote(generation, forks)
+            case on.ZygoteDown(generation, cause):
+                self._mourn_zygote(generation, cause)
             case on.TenantSet():
                 self._set_tenant(stimulus)
             case on.TenantGone(tenant):
@@ -114,8 +128,8 @@ class House:
 
     def _hear_of_slot(self, slot: Slot, news: on.SlotNews) -> None:
         match news:
-            case on.SlotBuilt(degraded=degraded):
-                self._accept(slot, degraded=degraded)
+            case on.SlotBuilt():
+                self._accept(slot, news)
             case on.SlotRefused(why=why):
                 self._refuse(slot, why)
             case on.ModelsLoaded():
@@ -146,6 +160,8 @@ class House:
                     self._died(slot, "overdue", Cause("timeout", within))
             case "drain":
                 if slot and slot.state == "draining":
+                    within = f"not drained within {self._limits.drain_timeout_s:g} s"
+                    self._tell("slot.died", f"while draining: {within}", slot, Cause("timeout", within))
                     self._end(slot, "overdue")
             case "lost":
                 if slot:
@@ -162,8 +178,9 @@ class House:
             case "pool":
                 self._pool_resting = False
             case "zygote":
-                if self._phase == "open" and not self._zygote_up:
-                    self._out.append(do.StartZygote())
+                self.rotation.resting = False
+            case "lasting":
+                self.rotation.lasted()
             case _:
                 assert_never(kind)
 
@@ -171,14 +188,16 @@ class House:
 
     def _set_tenant(self, wish: on.TenantSet) -> None:
         tenant = self.tenants.setdefault(wish.tenant, Tenant(wish.tenant))
+        if wish.profile != tenant.profile:
+            self._drop_roll(tenant, error("tenant.busy", f"the profile of tenant {tenant.name!r} was changed"))
         tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
-        tenant.failures = 0
+        tenant.profile, tenant.failures = wish.profile, 0
         self._wake(tenant)
         if not tenant.running:
             stopped = error("tenant.stopped", f"tenant {tenant.name!r} was stopped")
             self._drop_roll(tenant, stopped)
         slot = self._slot_of(tenant)
-        if slot and (not tenant.running or slot.models != tenant.models):
+        if slot and not tenant.fits(slot):
             tenant.slot = None
             self._supersede(slot)
         self._dirty = True
@@ -209,7 +228,9 @@ class House:
 
     def _ask_roll(self, ask: on.RollAsked) -> None:
         tenant = self.tenants.get(ask.tenant)
-        refusal = self._judge_roll(tenant, ask)
+        refusal = judge_roll(tenant, ask, is_open=self._phase == "open") or judge_room(
+            ask, self.slots.values(), len(self._waiting), self._limits
+        )
         if tenant is None or refusal is not None:
             self._answers.append(do.Answer(ask.operation, refusal))
             return
@@ -219,22 +240,6 @@ class House:
             return
         self._waiting["roll", ask.operation] = tenant
         self._out.append(do.SetTimer(Timer("roll", ask.operation), ask.timeout_s))
-
-    def _judge_roll(self, tenant: Tenant | None, ask: on.RollAsked) -> BedsitError | None:
-        if tenant is None:
-            return error("tenant.not_found", f"no tenant {ask.tenant!r}")
-        if self._phase != "open":
-            return error("daemon.unavailable", "the daemon is not ready or is going down")
-        if not tenant.running:
-            hint = f"start it with: bedsit tenant start {ask.tenant}"
-            return error("tenant.stopped", f"tenant {ask.tenant!r} is stopped", hint)
-        if tenant.roll:
-            return error("tenant.busy", f"another deployment of tenant {ask.tenant!r} is under way", "try again later")
-        taken = sum(slot.state in ("loading", "serving", "draining") for slot in self.slots.values())
-        if ask.models and taken + len(self._waiting) >= self._limits.max_slots:
-            hint = "stop or delete a tenant, or raise max_slots"
-            return error("pool.empty", f"all {self._limits.max_slots} slots of this box are in use", hint)
-        return None
 
     def _finish_roll(self, operation: str) -> None:
         tenant = self._tenant_of(operation)
@@ -258,10 +263,12 @@ class House:
             return
         within = f"within {tenant.roll.timeout_s:g} s"
         if tenant.roll.slot:
+            cause = Cause("timeout", f"not loaded {within}")
+            self._tell("slot.died", f"while loading: {cause.text}", self.slots[tenant.roll.slot], cause)
             self._fail_roll(operation, error("deadline.exceeded", f"the model was not loaded {within}"))
         else:
-            why = f"; the last one was refused: {self._refusal}" if self._refusal else ""
-            self._fail_roll(operation, error("pool.empty", f"no blank slot {within}{why}", "see: bedsit events"))
+            why, hint = self.explain_wait(tenant)
+            self._fail_roll(operation, error("pool.empty", f"no blank slot {within}{why}", hint))
 
     def _fail_roll(self, operation: str, why: BedsitError) -> None:
         tenant = self._tenant_of(operation)
@@ -285,36 +292,38 @@ class House:
 
     # -- slots --------------------------------------------------------------------------------------------------------
 
-    def _accept(self, slot: Slot, *, degraded: bool) -> None:
-        if degraded and slot.state == "building" and all(tenant.strict for tenant in self.tenants.values()):
-            self._refuse(slot, "required walls are missing and every tenant is strict")
+    def _accept(self, slot: Slot, built: on.SlotBuilt) -> None:
+        if built.degraded and slot.state == "building" and all(tenant.strict for tenant in self.tenants.values()):
+            why = f"required walls are missing{_list_names(built.lacks)}, and every tenant is strict"
+            self._refuse(slot, why, _SEE_WALLS)
             return
         if self._move(slot, "built"):
-            slot.degraded = degraded
-            self._pool_failures = self._zygote_failures = 0
-            self._refusal = ""
-            self._tell("slot.ready", "blank, with walls missing" if degraded else "blank, every wall up", slot)
+            slot.degraded, slot.lacks, slot.generation = built.degraded, built.lacks, built.generation
+            self._pool_failures = 0
+            self.rotation.built(built.generation)
+            self._refusals.pop(slot.profile, None)
+            self._tell("slot.ready", "blank, with walls missing" if slot.degraded else "blank, every wall up", slot)
 
-    def _refuse(self, slot: Slot, why: str) -> None:
+    def _refuse(self, slot: Slot, why: str, hint: str = _SEE_EVENTS) -> None:
         if self._end(slot, "refused"):
-            self._refusal = why
+            self._refusals[slot.profile] = (why, hint)
             self._tell("slot.refused", why, slot)
             self._rest_pool()
 
     def _adopt(self, found: on.SlotAdopted) -> None:
-        slot = Slot(found.slot, found.state, found.tenant, found.models, degraded=found.degraded)
+        slot = Slot(found.slot, found.state, found.tenant, found.models, None, found.degraded, found.generation)
+        slot.profile = found.profile
         self.slots[slot.id] = slot
-        self._tell("slot.adopted", found.state, slot)
+        tenant = self.tenants.get(slot.tenant or "")
+        self._tell("slot.adopted", found.state + _name_lack(slot, tenant), slot)
         if slot.tenant is None:
             return
         self._dirty = True
-        tenant = self.tenants.get(slot.tenant)
-        fits = tenant is not None and tenant.running and tenant.slot is None and tenant.models == slot.models
         if tenant is None:
             self._end(slot, "abandoned")
         elif slot.state == "draining":
             self._out.append(do.SetTimer(Timer("drain", slot.id), self._limits.drain_timeout_s))
-        elif not fits:
+        elif tenant.slot is not None or not tenant.fits(slot):
             self._supersede(slot)
         else:
             tenant.slot = slot.id
@@ -412,19 +421,29 @@ class House:
 
     def _begin(self) -> None:
         self._phase = "open"
+        self.rotation.resting = False  # no timer was set before
         self._dirty = True
-        if not self._zygote_up:
-            self._out.append(do.StartZygote())
 
-    def _mourn_zygote(self, cause: str) -> None:
-        self._zygote_up = False
-        self._zygote_failures += 1
-        self._tell("zygote.died", cause)
-        if self._phase != "open":
+    def _greet_zygote(self, generation: int, forks: int) -> None:
+        forked = self.rotation.forks
+        former = self.rotation.up(generation, forks)
+        if self._phase == "recovering":  # found, not started: what an earlier daemon began to replace goes on
+            self.rotation.oldest_kept = generation
             return
-        delay_s = backoff_s(self._zygote_failures)
-        again = do.SetTimer(Timer("zygote"), delay_s) if delay_s else do.StartZygote()
-        self._out.append(again)
+        self._tell("zygote.started", f"generation {generation}")
+        self._out.append(do.SetTimer(Timer("lasting"), HEALTHY_AFTER_S))
+        if former is not None:
+            self._out.append(do.RetireZygote(former))
+            why = f"generation {former} forked {forked} slots; generation {generation} replaces it and its blank slots"
+            self._tell("zygote.retired", why)
+
+    def _mourn_zygote(self, generation: int, cause: str) -> None:
+        delay_s = self.rotation.down(generation)
+        if self.rotation.current is None:
+            self._out.append(do.StopTimer(Timer("lasting")))
+        self._tell("zygote.died", cause)
+        if delay_s and self._phase == "open":
+            self._out.append(do.SetTimer(Timer("zygote"), delay_s))
 
     def _rest_pool(self) -> None:
         self._pool_failures += 1
@@ -458,10 +477,13 @@ class House:
         for (kind, _), tenant in list(self._waiting.items()):
             self._assign(kind, tenant)
         self._fill_pool()
+        if self.rotation.needs_start:
+            self.rotation.starting = True
+            self._out.append(do.StartZygote())
 
     def _assign(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> None:
-        fit = (s for s in self.slots.values() if s.state == "blank" and not (s.degraded and tenant.strict))
-        slot = next(fit, None)
+        fit = (s for s in self.slots.values() if s.state == "blank" and tenant.takes(s))
+        slot = max(fit, key=lambda s: s.generation, default=None)
         if slot is None:
             return
         self._move(slot, "taken")
@@ -477,15 +499,28 @@ class House:
         self._dirty = True
 
     def _fill_pool(self) -> None:
-        if not self._zygote_up or self._pool_resting:
+        if self.rotation.current is None or self._pool_resting:
             return
-        now = self.statistics()
-        missing = self._limits.pool_size + len(self._waiting) - now.blank - now.building
-        for _ in range(min(missing, self._limits.max_slots - now.slots)):
-            slot = Slot(self._new_id())
+        plan = plan_pool(self.slots.values(), self._waiting.values(), self._limits, self.rotation.oldest_kept)
+        for slot in plan.end:
+            self._end(slot, "abandoned")
+        for profile in plan.build:
+            slot = Slot(self._new_id(), profile=profile)
             self.slots[slot.id] = slot
-            self._out.append(do.BuildSlot(slot.id))
+            self.rotation.forks += 1
+            self._out.append(do.BuildSlot(slot.id, profile))
 
     def _tell(self, kind: Kind, text: str, slot: Slot | None = None, cause: Cause | None = None) -> None:
         tenant, name = (slot.tenant, slot.id) if slot else (None, None)
         self._out.append(do.Tell(kind, text, tenant, name, cause))
+
+
+def _list_names(walls: Collection[str]) -> str:
+    return f" ({', '.join(walls)})" if walls else ""
+
+
+def _name_lack(slot: Slot, tenant: Tenant | None) -> str:
+    """What an operator has to know of an adopted slot's walls: it is not ended for one that is missing."""
+    if not slot.degraded:
+        return ""
+    return ", with walls missing" + (" that its tenant requires" if tenant and tenant.strict else "")

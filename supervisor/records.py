@@ -9,9 +9,10 @@ from typing import Final, Literal
 import msgspec
 
 import bedsit
+from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.atomic import write_atomically
 
-VERSION: Final = 1
+VERSION: Final = 2
 #: blank: committed, nobody's. assigning: the assignment is on its way. The rest as in the lifecycle.
 Phase = Literal["blank", "assigning", "loading", "serving", "draining"]
 
@@ -31,6 +32,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     init_start: int
     worker_pid: int
     started_at: str
+    profile: Profile = "standard"
+    #: Walls that the worker tried at its birth and found up: they cannot be seen from outside.
+    proven: tuple[str, ...] = ()
     walls: dict[str, str]
     tenant: str | None = None
     models: tuple[tuple[int, int], ...] = ()

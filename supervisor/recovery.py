@@ -23,17 +23,20 @@ Half-built slots end themselves when the daemon's build pipe closes; here only t
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import bedsit
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup import CgroupBackend, detect
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.causes import Cause, classify
 from bedsit.supervisor.effects import limits_of
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
+from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.records import Places, Record, Records, Unreadable, load_places, save_places
 from bedsit.supervisor.registry import Registry
@@ -47,7 +50,11 @@ _ORDER: Final = ("serving", "loading", "draining", "blank")
 
 
 class Stranger(Exception):
-    """A slot that cannot be adopted, and why."""
+    """A slot that cannot be adopted, and why; *cause* when it had ended already."""
+
+    def __init__(self, why: str, cause: Cause | None = None) -> None:
+        super().__init__(why)
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Recovery:
             claimed = self._claim(record)
             return await self._adopt(record)
         except Stranger as why:
-            self._mourn(slot, record, str(why))
+            self._mourn(slot, record, str(why), why.cause)
         await self.slots.end_stranger(slot, record.init_uid if record and claimed else None)
         return None
 
@@ -98,7 +105,7 @@ class Recovery:
     async def _adopt(self, record: Record) -> on.SlotAdopted:
         slot = record.slot
         if not self.backend.populated(slot):
-            raise Stranger("it ended while no daemon ran")
+            raise Stranger("it ended while no daemon ran", self._classify(record, None))
         if record.init_pid not in self.backend.procs(slot):
             raise Stranger(f"process {record.init_pid} is not in its group")
         if record.tenant is None and record.bedsit != bedsit.__version__:
@@ -109,9 +116,13 @@ class Recovery:
             if row is None:
                 raise Stranger(f"its tenant {record.tenant!r} was deleted")
         limits = limits_of(row) if row else BLANK
+        self.backend.renew(slot)
         try:
             says = await self.slots.adopt(record, limits)
-        except (BedsitError, OSError) as e:
+        except BedsitError as e:
+            ended = e.code == "worker.crashed"
+            raise Stranger(str(e), self._classify(record, e.detail.get("status")) if ended else None) from None
+        except OSError as e:
             raise Stranger(str(e)) from None
         try:
             self.backend.set_limits(slot, limits)  # the wish may have been written down just before the daemon ended
@@ -123,19 +134,32 @@ class Recovery:
             tenant=record.tenant,
             models=record.models,
             degraded=is_degraded(self.slots.inspect(slot)),
+            generation=record.generation,
+            profile=record.profile,
         )
 
     async def _end_stranger(self, slot: str) -> None:
         self._mourn(slot, None, "no record names it")
         await self.slots.end_stranger(slot, None)
 
-    def _mourn(self, slot: str, record: Record | None, why: str) -> None:
+    def _classify(self, record: Record, status: int | None) -> Cause:
+        """Why a slot ended that nobody watched: its init may know how, its group whether the kernel ended it."""
+        row = next((row for row in self.registry.tenants() if row.name == record.tenant), None)
+        limits = limits_of(row) if row else BLANK
+        try:
+            counts = self.backend.oom_kills(record.slot), self.backend.pids_denied(record.slot)
+        except (OSError, BedsitError):
+            counts = 0, 0
+        return classify(status, *counts, limits.memory_bytes, limits.pids_max)
+
+    def _mourn(self, slot: str, record: Record | None, why: str, cause: Cause | None = None) -> None:
         tenant = record.tenant if record else None
-        self.events.add("slot.destroyed", f"not adopted: {why}", tenant, slot)
+        cause = cause or Cause("killed", why)
+        self.events.add("slot.destroyed", f"not adopted: {why}", tenant, slot, cause.kind if record else None)
         if tenant is None:
             return
         try:
-            self.registry.count_restart(self.registry.tenant(tenant).number, why)
+            self.registry.count_restart(self.registry.tenant(tenant).number, cause)
         except BedsitError:  # deleted, or the disk is full: a tally is not worth a failure
             return
 
@@ -155,29 +179,35 @@ def _judge_state(
     return "loading" if record.phase == "assigning" else record.phase
 
 
-async def find_backend(folders: Folders, instance: str) -> CgroupBackend:
+async def find_backend(folders: Folders, instance: str, *, units: bool) -> CgroupBackend:
     """The cgroups of this instance, where an earlier daemon made them if they are still there.
 
-    A run folder that served another state folder is cleared first: nobody else would.
+    A run folder that served another state folder is cleared first: nobody else would. With *units* each generation
+    brings the group of its slots; those that an earlier daemon wrote down are known either way.
     """
     path = folders.run / "places.json"
     known = load_places(path)
+    groups = Generations(folders.zygotes).groups().values()
     if known is not None and known.instance != instance:
-        await _clear_foreign(folders, known)
+        await _clear_foreign(folders, known, groups)
         known = None
     try:
-        backend = detect(instance, known.places if known else None)
+        backend = detect(instance, known.places if known else None, units=units)
     except BedsitError:
         if known is None:
             raise
-        backend = detect(instance)  # the group above ours was removed, and nothing can be left below it
+        backend = detect(instance, units=units)  # the group above ours was removed: nothing can be left below it
+    for group in groups:
+        backend.know(group)
     save_places(path, Places(instance, backend.places()))
     return backend
 
 
-async def _clear_foreign(folders: Folders, known: Places) -> None:
+async def _clear_foreign(folders: Folders, known: Places, groups: Iterable[Path]) -> None:
     try:
         backend = detect(known.instance, known.places)
+        for group in groups:
+            backend.know(group)
         for slot in backend.list():
             backend.kill(slot)
             await wait_empty(backend, slot, _EMPTY_S)

@@ -6,19 +6,23 @@ Manifests are opaque bytes here. Calls block for at most one fsync.
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.keys import NewKey
 from bedsit.supervisor.migrations import migrate
 
 Isolation = Literal["strict", "best-effort"]
 _TENANT: Final = (
     "number, name, wanted, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max,"
-    " created_at"
+    " created_at, profile, cpu_weight, cpu_idle, cores, io_bps"
 )
+#: The columns that say what a tenant may use.
+LIMITS: Final = ("memory_bytes", "cpus", "pids", "cpu_weight", "cpu_idle", "cores", "io_bps")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class TenantRow:
     max_inflight: int
     sessions_max: int
     created_at: str
+    profile: Profile
+    cpu_weight: int = 100
+    cpu_idle: bool = False
+    cores: str = "all"
+    io_bps: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,11 @@ class NewTenant:
     queue_max: int
     max_inflight: int
     sessions_max: int
+    profile: Profile = "standard"
+    cpu_weight: int = 100
+    cpu_idle: bool = False
+    cores: str = "all"
+    io_bps: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,14 @@ class NewVersion:
     manifest: bytes
 
 
+class Tally(NamedTuple):
+    """How often a tenant's slot died, and why last: in one word and in one sentence."""
+
+    restarts: int
+    kind: str | None
+    cause: str | None
+
+
 class Registry:
     """The database. Raises ``disk.full`` or ``folder.unusable`` when it cannot be written; nothing changes then."""
 
@@ -126,14 +148,14 @@ class Registry:
 
     def tenants(self) -> list[TenantRow]:
         """All tenants by name."""
-        return [TenantRow(*row) for row in self._db.execute(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
+        return [_read_tenant(row) for row in self._db.execute(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
 
     def tenant(self, name: str) -> TenantRow:
         """One tenant. Raises ``tenant.not_found``."""
         row = self._db.execute(f"SELECT {_TENANT} FROM tenants WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise error("tenant.not_found", f"no tenant {name!r}", "list them with: bedsit tenant list")
-        return TenantRow(*row)
+        return _read_tenant(row)
 
     def add_tenant(self, new: NewTenant, key: NewKey, at: str) -> TenantRow:
         """Create a tenant with its first key. Raises ``tenant.exists``."""
@@ -151,11 +173,12 @@ class Registry:
         with self._writing() as db:
             db.execute("UPDATE tenants SET wanted = ? WHERE name = ?", (wanted, name))
 
-    def set_limits(self, name: str, memory_bytes: int, cpus: float, pids: int) -> None:
-        """Change what a tenant may use."""
+    def set_limits(self, wanted: TenantRow) -> None:
+        """Change what a tenant may use and do to what *wanted* says."""
         with self._writing() as db:
-            change = "UPDATE tenants SET memory_bytes = ?, cpus = ?, pids = ? WHERE name = ?"
-            db.execute(change, (memory_bytes, cpus, pids, name))
+            fields = {name: getattr(wanted, name) for name in ("name", "profile", *LIMITS)}
+            changes = ", ".join(f"{name} = :{name}" for name in ("profile", *LIMITS))
+            db.execute(f"UPDATE tenants SET {changes} WHERE name = :name", fields)
 
     def delete_tenant(self, name: str) -> None:
         """Forget a tenant, its keys, models and tally."""
@@ -241,16 +264,17 @@ class Registry:
 
     # -- tallies ------------------------------------------------------------------------------------------------------
 
-    def tally(self, tenant: int) -> tuple[int, str | None]:
+    def tally(self, tenant: int) -> Tally:
         """How often a tenant was restarted, and why last."""
-        row = self._db.execute("SELECT restarts, cause FROM tallies WHERE tenant = ?", (tenant,)).fetchone()
-        return (int(row[0]), str(row[1])) if row else (0, None)
+        row = self._db.execute("SELECT restarts, kind, cause FROM tallies WHERE tenant = ?", (tenant,)).fetchone()
+        return Tally(*row) if row else Tally(0, None, None)
 
-    def count_restart(self, tenant: int, cause: str) -> None:
+    def count_restart(self, tenant: int, cause: Cause) -> None:
         """Add one death to a tenant's tally."""
         with self._writing() as db:
-            count = "INSERT INTO tallies VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET restarts = restarts + 1, cause = ?"
-            db.execute(count, (tenant, cause, cause))
+            count = "INSERT INTO tallies (tenant, restarts, cause, kind) VALUES (:tenant, 1, :cause, :kind)"
+            again = "ON CONFLICT DO UPDATE SET restarts = restarts + 1, cause = :cause, kind = :kind"
+            db.execute(f"{count} {again}", {"tenant": tenant, "cause": cause.text, "kind": cause.kind})
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -279,3 +303,8 @@ def sqlite_error(path: Path, e: sqlite3.Error) -> BedsitError:
     if e.sqlite_errorname in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"):
         return error("disk.full", f"{path}: {e}", "free space on this file system; nothing was changed")
     return error("folder.unusable", f"{path}: {e}", "mend this file or give another state folder")
+
+
+def _read_tenant(row: tuple[Any, ...]) -> TenantRow:
+    tenant = TenantRow(*row)
+    return replace(tenant, cpu_idle=bool(tenant.cpu_idle))  # SQLite has no truth of its own

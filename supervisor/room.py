@@ -1,7 +1,7 @@
 """What slots are made of, and one slot that runs with our ends of it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,9 @@ class LiveSlot:
     manifests: dict[int, bytes] = field(default_factory=dict)
     ended: bool = False
     status: int | None = None
+    #: The last look at its walls, and when that was (monotonic); None until this daemon has looked itself.
+    walls: Mapping[str, str] = field(default_factory=dict)
+    walls_read_at: float | None = None
     #: What came before the lifecycle knew of the slot; None once it does.
     held: list[dict[str, Any]] | None = field(default_factory=list)
 

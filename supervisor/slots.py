@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any, Final, Literal
@@ -20,6 +21,8 @@ from bedsit.ipc.seqpacket import close_all
 from bedsit.ipc.slot import Assignment, Report, decode_report, encode_assignment
 from bedsit.sandbox.cgroup import Limits, Stats
 from bedsit.sandbox.inspect import REQUIRED_LAYERS, Expected, find_worker, inspect_slot, start_time
+from bedsit.sandbox.jail.context import Profile
+from bedsit.sandbox.seccomp import compile_filter
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import classify
 from bedsit.supervisor.log import get_log
@@ -29,7 +32,7 @@ from bedsit.supervisor.room import LiveSlot, Room
 from bedsit.supervisor.tenantlogs import open_logs
 from bedsit.supervisor.watch import EndWatch, PacketLink, wait_empty
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 #: What a blank slot may use: the interpreter it shares with the zygote needs a small part of it.
 BLANK: Final = Limits(memory_bytes=256 << 20, pids_max=64, cpus=1.0)
 #: What Python and torch need on top of a blank slot before any model is there.
@@ -42,10 +45,21 @@ _REMOVE_S: Final = 0.01
 
 
 class Slots:
-    """All slots that run. *feed* hears what becomes of them, *progress* what their workers say while they load."""
+    """All slots that run.
 
-    def __init__(self, room: Room, feed: Callable[[on.Stimulus], None], progress: Callable[[str, str], None]) -> None:
+    *feed* hears what becomes of them, *progress* what their workers say while they load, and *refused* the numbers of
+    system calls that are on no list.
+    """
+
+    def __init__(
+        self,
+        room: Room,
+        feed: Callable[[on.Stimulus], None],
+        progress: Callable[[str, str], None],
+        refused: Callable[[Record, int], None] = lambda _record, _number: None,
+    ) -> None:
         self._room = room
+        self._refused = refused
         self._feed = feed
         self._progress = progress
         self._builds: dict[str, asyncio.Task[None]] = {}
@@ -73,20 +87,22 @@ class Slots:
             return None
 
     def inspect(self, slot: str) -> dict[str, str]:
-        """The walls of a slot as they are now."""
+        """The walls of a slot as they are now; kept as the last look at them."""
         live = self.live[slot]
-        return self._inspect(live.record, live.limits, blank=live.record.tenant is None)
+        walls = self._inspect(live.record, live.limits, blank=live.record.tenant is None)
+        live.walls, live.walls_read_at = walls, time.monotonic()
+        return walls
 
     # -- building -----------------------------------------------------------------------------------------------------
 
-    def build(self, slot: str) -> None:
-        """Make a blank slot; SlotBuilt or SlotRefused follows."""
-        self._builds[slot] = self._run(self._build(slot))
+    def build(self, slot: str, profile: Profile = "standard") -> None:
+        """Make a blank slot of this profile, which it keeps for life; SlotBuilt or SlotRefused follows."""
+        self._builds[slot] = self._run(self._build(slot, profile))
 
-    async def _build(self, slot: str) -> None:
+    async def _build(self, slot: str, profile: Profile) -> None:
         try:
             async with AsyncExitStack() as undo:
-                live = await self._make(slot, undo)
+                live = await self._make(slot, profile, undo)
                 undo.pop_all()
         except (BedsitError, OSError, LookupError) as e:
             self._feed(on.SlotRefused(slot, str(e)))
@@ -95,10 +111,11 @@ class Slots:
             self._builds.pop(slot, None)
         self.live[slot] = live
         walls = live.record.walls
-        self._feed(on.SlotBuilt(slot, degraded=is_degraded(walls)))
+        lacks = list_lacks(walls)
+        self._feed(on.SlotBuilt(slot, live.record.generation, degraded=bool(lacks), lacks=lacks))
         self.release(slot)
 
-    async def _make(self, slot: str, undo: AsyncExitStack) -> LiveSlot:
+    async def _make(self, slot: str, profile: Profile, undo: AsyncExitStack) -> LiveSlot:
         room, nonce = self._room, secrets.token_hex(16)
         init_uid = room.uids.take()
         undo.push_async_callback(self._clear, slot, init_uid)  # one verb undoes everything below, in the right order
@@ -115,6 +132,8 @@ class Slots:
             commit_read, commit_write = os.pipe()
             undo.callback(suppress_close, commit_write)  # its end is the slot's end until the commit
             ours.callback(os.close, commit_read)
+            group = room.backend.open_group_fd(slot)
+            ours.callback(os.close, group)
             joins = room.backend.open_join_fds(slot)
             ours.callback(close_all, joins)
             request = {
@@ -124,11 +143,12 @@ class Slots:
                 "run_dir": str(folder),
                 "tmp_bytes": room.config.tmp_bytes,
                 "bundle_bytes": room.config.bundle_bytes,
-                "nonce": nonce,
-                "fds": ["listener", "build", *("join" for _ in joins)],
+                "profile": profile,
+                **_compile_filters(profile),
+                "fds": ["listener", "build", "group", *("join" for _ in joins)],
             }
             generation = room.zygotes.current.generation if room.zygotes.current else 0
-            reply = await room.zygotes.spawn(request, [listener.fileno(), commit_read, *joins])
+            reply = await room.zygotes.spawn(request, [listener.fileno(), commit_read, group, *joins])
         init_pid = int(reply["pid"])
         record = Record(
             slot=slot,
@@ -141,15 +161,17 @@ class Slots:
             init_start=start_time(init_pid),
             worker_pid=find_worker(init_pid, room.backend.procs(slot)),
             started_at=room.now(),
+            profile=profile,
+            proven=tuple(reply["proven"]),
             walls={},
         )
         record = msgspec.structs.replace(record, walls=self._inspect(record, BLANK, blank=True))
-        live = LiveSlot(record, BLANK)
+        live = LiveSlot(record, BLANK, walls=record.walls, walls_read_at=time.monotonic())
         undo.callback(self._let_go, live)
-        await self._connect(live)
+        await self._connect(live, nonce="")
         self._measure(slot)
         room.records.save(record)  # before the commit: a committed slot without a record would be a stranger
-        os.write(commit_write, b"C")
+        os.write(commit_write, b"C" + nonce.encode())
         os.close(commit_write)
         return live
 
@@ -166,6 +188,8 @@ class Slots:
             limits=limits,
             bundle_bytes=self._room.config.bundle_bytes,
             blank=blank,
+            proven=record.proven,
+            zygote=self._room.zygotes.pid_of(record.generation),
         )
         return inspect_slot(record.init_pid, record.worker_pid, expected)
 
@@ -179,7 +203,7 @@ class Slots:
         """
         live = LiveSlot(record, limits)
         try:
-            hello = await self._connect(live)
+            hello = await self._connect(live, record.nonce)
         except BaseException:
             self._let_go(live)
             raise
@@ -200,8 +224,11 @@ class Slots:
         if live.ended:
             self._tell_end(live)
 
-    async def _connect(self, live: LiveSlot) -> dict[str, Any]:
-        """Watch the slot's end and meet its init. The nonce says that it is the one that the record means."""
+    async def _connect(self, live: LiveSlot, nonce: str) -> dict[str, Any]:
+        """Watch the slot's end and meet its init. The nonce says that it is the one that the record means.
+
+        Only the init of a committed slot has one: it came with the commit.
+        """
         record = live.record
         live.hello = asyncio.get_running_loop().create_future()
         live.watch = EndWatch(record.init_pid, lambda: self._init_ended(live))
@@ -215,10 +242,10 @@ class Slots:
         except TimeoutError:
             raise error("internal", f"the init of slot {record.slot} does not answer") from None
         known = (hello.get("slot"), hello.get("nonce"), hello.get("protocol"))
-        if known != (record.slot, record.nonce, PROTOCOL):
+        if known != (record.slot, nonce, PROTOCOL):
             raise error("internal", f"the init of slot {record.slot} is another one than the record says")
         if hello.get("status") is not None:
-            raise error("worker.crashed", f"the worker of slot {record.slot} ended")
+            raise error("worker.crashed", f"the worker of slot {record.slot} ended", status=hello["status"])
         return hello
 
     def _hear(self, live: LiveSlot, message: dict[str, Any]) -> None:
@@ -231,6 +258,8 @@ class Slots:
                 live.hello.set_result(message)
             case "worker":
                 self._hear_worker(live, message["body"])
+            case "refused_call":
+                self._refused(live.record, message["number"])
             case "assigned":
                 self._save(live, "loading")
             case "refused":
@@ -373,6 +402,7 @@ class Slots:
         shutil.rmtree(folders.slot(slot), ignore_errors=True)
         folders.init_socket(slot).unlink(missing_ok=True)
         self._room.records.remove(slot)
+        self._room.zygotes.sweep()  # it may have been the last of an old generation
         if init_uid is not None:
             self._room.uids.give_back(init_uid)
 
@@ -415,9 +445,23 @@ class Slots:
             task.get_loop().call_exception_handler({"message": "a slot's task failed", "exception": task.exception()})
 
 
+def _compile_filters(profile: Profile) -> dict[str, bytes]:
+    """The filters of a slot's worker and init; none on a box without libseccomp, whose slots then lack that wall."""
+    try:
+        return {"filter": compile_filter(profile), "init_filter": compile_filter("init")}
+    except BedsitError as e:
+        get_log().warning("seccomp.missing", error=str(e))
+        return {}
+
+
+def list_lacks(walls: dict[str, str]) -> tuple[str, ...]:
+    """The walls that strict tenants need and that are missing."""
+    return tuple(sorted(layer for layer in REQUIRED_LAYERS if walls.get(layer) != "on"))
+
+
 def is_degraded(walls: dict[str, str]) -> bool:
     """Whether a wall is missing that strict tenants need."""
-    return any(walls.get(layer) != "on" for layer in REQUIRED_LAYERS)
+    return bool(list_lacks(walls))
 
 
 def suppress_close(fd: int) -> None:

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from bedsit.ipc.errors import BedsitError
+from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
 
 #: (model number, version) pairs, sorted.
 ModelSet = tuple[tuple[int, int], ...]
-TimerKind = Literal["drain", "healthy", "load", "lost", "pool", "restart", "roll", "zygote"]
+TimerKind = Literal["drain", "healthy", "lasting", "load", "lost", "pool", "restart", "roll", "zygote"]
 
 
 class Timer(NamedTuple):
@@ -25,15 +26,17 @@ class Begin:
 
 @dataclass(frozen=True)
 class ZygoteUp:
-    """A zygote answers. From the zygote's watcher."""
+    """A zygote answers, which has forked that often. From the zygote's watcher."""
 
     generation: int
+    forks: int
 
 
 @dataclass(frozen=True)
 class ZygoteDown:
     """The zygote is gone, or could not be started. From the zygote's watcher."""
 
+    generation: int
     cause: str
 
 
@@ -45,6 +48,7 @@ class TenantSet:
     running: bool
     strict: bool
     models: ModelSet
+    profile: Profile = "standard"
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,18 @@ class SlotAdopted:
     tenant: str | None
     models: ModelSet
     degraded: bool
+    generation: int
+    profile: Profile = "standard"
 
 
 @dataclass(frozen=True)
 class SlotBuilt:
-    """A blank slot is ready and inspected; *degraded*: walls that strict tenants need are missing."""
+    """A blank slot is ready and inspected; *degraded*: walls that strict tenants need are missing, *lacks*: which."""
 
     slot: str
+    generation: int
     degraded: bool = False
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.stimuli import ModelSet
 from bedsit.supervisor.transitions import SlotState
@@ -15,7 +16,10 @@ TenantState = Literal["running", "starting", "stopped", "failed", "empty"]
 
 @dataclass
 class Slot:
-    """One slot. *operation* is set while it loads for a roll."""
+    """One slot. *operation* is set while it loads for a roll, *generation* (its zygote's) when it is built.
+
+    *lacks*: the walls for which it is *degraded*; nobody knows them of one that was adopted.
+    """
 
     id: str
     state: SlotState = "building"
@@ -23,6 +27,9 @@ class Slot:
     models: ModelSet = ()
     operation: str | None = None
     degraded: bool = False
+    generation: int = 0
+    profile: Profile = "standard"
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -48,6 +55,15 @@ class Tenant:
     failures: int = 0
     resting: bool = False
     cause: Cause | None = None
+    profile: Profile = "standard"
+
+    def takes(self, blank: Slot) -> bool:
+        """Whether a blank slot may become this tenant's."""
+        return blank.profile == self.profile and not (blank.degraded and self.strict)
+
+    def fits(self, slot: Slot) -> bool:
+        """Whether the tenant's slot is what its operator wants now."""
+        return self.running and slot.models == self.models and slot.profile == self.profile
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Limits:
     max_slots: int
     load_timeout_s: float
     drain_timeout_s: float
+    zygote_forks_max: int
 
 
 @dataclass(frozen=True)

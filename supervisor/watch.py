@@ -3,8 +3,11 @@
 import asyncio
 import os
 import select
+import signal
 import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError, error
@@ -12,22 +15,39 @@ from bedsit.ipc.seqpacket import recv_packet, send_packet
 from bedsit.sandbox.cgroup import CgroupBackend
 
 _BUDGET: Final = 64
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class PacketLink:
-    """A client connection over SEQPACKET: *heard* gets every packet, *ended* is called once when the peer is gone."""
+    """A client connection over SEQPACKET: *heard* gets every packet, *ended* is called once when the peer is gone.
+
+    Never waits, not even to connect: a listener whose queue is full is a BlockingIOError.
+    """
 
     def __init__(self, path: str, heard: Callable[[dict[str, Any]], None], ended: Callable[[], None]) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_UNIX, kind)
         self._heard = heard
         self._ended = ended
         try:
             self._socket.connect(path)
-            self._socket.setblocking(False)  # after connect: a listener with a full queue may make us wait a moment
         except OSError:
             self._socket.close()
             raise
         asyncio.get_running_loop().add_reader(self._socket, self.drain)
+
+    def watch_peer(self, ended: Callable[[], None]) -> "EndWatch":
+        """Watch the process that listened, as the kernel names it. Raises OSError when that has ended."""
+        peer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        watch = EndWatch(_CREDENTIALS.unpack(peer)[0], ended)
+        try:
+            with suppress(BlockingIOError):
+                if not self._socket.recv(1, socket.MSG_PEEK):  # it may have ended before, and its number be another's
+                    raise ProcessLookupError(3, "the peer has ended")
+        except BaseException:
+            watch.close()
+            raise
+        return watch
 
     def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         """Send one packet now. Raises ``internal`` when the peer does not take it: it is ours and reads at once."""
@@ -64,9 +84,16 @@ class EndWatch:
     """Calls *ended* once when process *pid* ends, whoever its parent is. Raises ProcessLookupError."""
 
     def __init__(self, pid: int, ended: Callable[[], None]) -> None:
+        self.pid = pid
         self._fd = os.pidfd_open(pid)
         self._ended = ended
         asyncio.get_running_loop().add_reader(self._fd, self._ring)
+
+    def kill(self) -> None:
+        """SIGKILL to that process and no other, if it runs and is watched."""
+        if self._fd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def close(self) -> None:
         """Watch no more."""

@@ -1,152 +1,73 @@
-"""Zygotes: starting the next generation, finding a running one again, asking it for slots.
+"""Zygotes: finding a running generation again, getting the next one, asking the current one for slots.
 
 A generation is never restarted: when it dies, or a newer bedsit takes over, the next number starts beside it, and its
-slots live on. The process gets an empty environment and its own session, and it is found by its socket's name.
+slots live on. One that hangs is ended, and counts as dead. How it becomes a process is its starter's business; it is
+found by its socket's name.
 """
 
 import asyncio
-import os
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import bedsit
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.log import get_log
-from bedsit.supervisor.watch import EndWatch, PacketLink
+from bedsit.supervisor.starters import ChildStarter, Starter
+from bedsit.supervisor.zygote import Zygote
 
-PROTOCOL: Final = 1
-_START_S: Final = 30.0
-_SPAWN_S: Final = 15.0
-_HELLO_S: Final = 5.0
-_STOP_S: Final = 5.0
+#: Importing torch takes two seconds; from a cold disk, or on an emulated processor, a minute.
+_START_S: Final = 120.0
 _RETRY_S: Final = 0.02
-#: OpenBLAS starts a thread at import unless told otherwise, and a process with threads must not fork slots.
-_ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-class Zygote:
-    """One generation, connected. *ended* is called once when it is gone."""
-
-    def __init__(self, generation: int, socket_path: Path, ended: Callable[[str], None]) -> None:
-        self.generation = generation
-        self.pid = 0
-        self.version = ""
-        self.forks = 0
-        self._ended = ended
-        self._hello: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._spawns: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._watch: EndWatch | None = None
-        self._gone = asyncio.Event()
-        self._link = PacketLink(str(socket_path), self._hear, self._close_spawns)
-
-    async def greet(self) -> None:
-        """Learn who it is. Raises ``internal`` when it does not answer or speaks another protocol."""
-        self._link.send({"op": "hello"})
-        try:
-            hello = await asyncio.wait_for(asyncio.shield(self._hello), _HELLO_S)
-        except TimeoutError:
-            raise error("internal", f"zygote {self.generation} does not answer") from None
-        if hello.get("protocol") != PROTOCOL or hello.get("generation") != self.generation:
-            raise error("internal", f"zygote {self.generation} speaks another protocol")
-        self.pid, self.version, self.forks = hello["pid"], hello["version"], hello["forks"]
-        self._watch = EndWatch(self.pid, self._mourn)
-
-    async def spawn(self, request: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
-        """Ask for one blank slot; gives the zygote's answer. The caller keeps its *fds*.
-
-        Raises ``jail.refused`` with the step that failed, ``internal`` when the zygote goes away meanwhile.
-        """
-        slot = request["slot"]
-        answer = asyncio.get_running_loop().create_future()
-        self._spawns[slot] = answer
-        try:
-            self._link.send({"op": "spawn", **request}, list(fds))
-            reply: dict[str, Any] = await asyncio.wait_for(answer, _SPAWN_S)
-        except TimeoutError:
-            raise error("jail.refused", f"the zygote did not answer within {_SPAWN_S:g} s") from None
-        finally:
-            del self._spawns[slot]
-        if not reply.get("ok"):
-            number = reply.get("errno") or 0
-            why = f" ({os.strerror(number)})" if number else ""
-            raise error("jail.refused", f"step {reply.get('step')}: {reply.get('message')}{why}")
-        self.forks += 1
-        return reply
-
-    async def stop(self) -> None:
-        """Ask it to exit and wait until it has let go of us; slots live on. One that does not is killed."""
-        if self._watch is not None:
-            self._watch.close()  # its end is no news now
-        try:
-            self._link.send({"op": "stop"})
-            await asyncio.wait_for(self._gone.wait(), _STOP_S)
-        except BedsitError:
-            pass  # it is gone already
-        except TimeoutError:
-            if self.pid:
-                os.kill(self.pid, signal.SIGKILL)
-        self.close()
-        _reap(self.pid)
-
-    def close(self) -> None:
-        """Let go of it, alive: the next daemon finds it."""
-        self._link.close()
-        self._close_spawns()
-        if self._watch is not None:
-            self._watch.close()
-
-    def _hear(self, message: dict[str, Any]) -> None:
-        waiting = self._spawns.get(message.get("slot", "")) if "slot" in message else self._hello
-        if waiting is not None and not waiting.done():
-            waiting.set_result(message)
-
-    def _close_spawns(self) -> None:
-        self._gone.set()
-        for waiting in (*self._spawns.values(), self._hello):
-            if not waiting.done():
-                waiting.set_exception(error("internal", f"zygote {self.generation} went away"))
-                waiting.exception()  # nobody may be waiting; that is no bug
-
-    def _mourn(self) -> None:
-        self.close()
-        _reap(self.pid)
-        self._ended(f"generation {self.generation} (pid {self.pid}) ended")
 
 
 class Zygotes:
-    """The current generation and how to get the next one. *up* and *down* hear what becomes of it."""
+    """The current generation and how to get the next one.
 
-    def __init__(self, folder: Path, up: Callable[[int], None], down: Callable[[str], None]) -> None:
-        self._folder = folder
+    *up* hears of one that answers and how often it forked, *down* of one that ended or did not start, and why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        up: Callable[[int, int], None],
+        down: Callable[[int, str], None],
+        starter: Starter | None = None,
+    ) -> None:
+        self._generations = Generations(folder)
+        self._starter = starter or ChildStarter(self._generations)
         self._up = up
         self._down = down
         self._starting: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._dirty = False
+        self._retiring: dict[int, asyncio.Task[None]] = {}
+        self._former: Zygote | None = None
         self.current: Zygote | None = None
 
     async def find(self) -> None:
         """Connect to the newest living generation of this version; ask the others to exit."""
-        for generation in sorted(self._generations(), reverse=True):
-            try:
-                zygote = Zygote(generation, self._socket(generation), self._ended)
-            except OSError:  # nobody listens: it died
-                self._socket(generation).unlink(missing_ok=True)
+        for generation in sorted(self._generations.list(), reverse=True):
+            zygote = await self._meet(generation)
+            if zygote is None:
                 continue
-            try:
-                await zygote.greet()
-            except (BedsitError, OSError) as e:
-                get_log().warning("zygote.foreign", generation=generation, error=str(e))
-            if self.current is None and zygote.version == bedsit.__version__:
+            if self.current is None and await self._is_ours(zygote):
                 self.current = zygote
-                self._up(generation)
+                self._up(generation, zygote.forks)
             else:
                 await zygote.stop()
+                self._generations.forget_socket(generation)
 
     def start(self) -> None:
-        """Start the next generation; *up* or *down* is called later."""
+        """Start the next generation; *up* or *down* is called later. The current one serves until then."""
         self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    def retire(self, generation: int) -> None:
+        """Ask a generation that is not the current one any more to exit, after what it was asked for before."""
+        if self._former is not None and self._former.generation == generation:
+            self._retiring[generation] = asyncio.get_running_loop().create_task(self._retire(self._former))
+            self._former = None
 
     async def spawn(self, request: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         """Ask the current generation for a slot; see Zygote.spawn."""
@@ -154,63 +75,74 @@ class Zygotes:
             raise error("internal", "no zygote runs")
         return await self.current.spawn(request, fds)
 
+    def pid_of(self, generation: int) -> int | None:
+        """The process of that generation, if it is the current one."""
+        zygote = self.current
+        return zygote.pid if zygote is not None and zygote.generation == generation else None
+
+    def sweep(self) -> None:
+        """A zygote or a slot is gone: see whether a generation left something that nobody needs any more."""
+        self._dirty = True
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
     async def close(self, *, stop: bool) -> None:
-        """Let go of the zygote, or *stop* it and wait until it is gone."""
+        """Let go of the zygote, or *stop* it and wait until it and what is left of older ones is gone."""
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
+        if not stop:  # the next daemon asks them again
+            for task in self._retiring.values():
+                task.cancel()
+        await asyncio.gather(*self._retiring.values(), return_exceptions=not stop)
         zygote, self.current = self.current, None
-        if zygote is None:
-            return
-        if stop:
+        if zygote is not None and stop:
             await zygote.stop()
-            self._socket(zygote.generation).unlink(missing_ok=True)
-        else:
+            self._generations.forget_socket(zygote.generation)
+        elif zygote is not None:
             zygote.close()
+        if stop:
+            self.sweep()
+        elif self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._sweeping is not None:
+            await asyncio.gather(self._sweeping, return_exceptions=not stop)
 
     async def _start(self) -> None:
-        generation = max(self._generations(), default=0) + 1
-        path = self._socket(generation)
+        generation = self._generations.next_number()
         try:
-            pid = self._exec(generation, path)
+            await self._starter.start(generation)
             try:
-                zygote = await self._connect(generation, path, pid)
+                zygote = await self._connect(generation)
             except BaseException:
-                _kill(pid)
-                path.unlink(missing_ok=True)
+                await self._starter.abandon(generation)
+                self._generations.forget_socket(generation)
                 raise
         except (BedsitError, OSError) as e:
-            self._down(f"generation {generation} did not start: {e}; see {path.with_suffix('.log')}")
+            where = self._starter.where_to_look(generation)
+            self._down(generation, f"generation {generation} did not start: {e}; see {where}")
+            self.sweep()
             return
-        self.current = zygote
-        self._up(generation)
+        self._former, self.current = self.current, zygote
+        self._up(generation, zygote.forks)
 
-    def _exec(self, generation: int, path: Path) -> int:
-        log = str(path.with_suffix(".log"))
-        argv = [sys.executable, "-I", "-m", "bedsit.sandbox.zygote", "--socket", str(path), "--generation"]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        return os.posix_spawn(
-            sys.executable,
-            [*argv, str(generation)],
-            _ENVIRONMENT,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, log, flags, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP),
-        )
+    async def _retire(self, zygote: Zygote) -> None:
+        try:
+            await zygote.stop()
+            self._generations.forget_socket(zygote.generation)
+        finally:
+            zygote.close()
+            del self._retiring[zygote.generation]
+        self.sweep()
 
-    async def _connect(self, generation: int, path: Path, pid: int) -> Zygote:
+    async def _connect(self, generation: int) -> Zygote:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _START_S
         while True:
-            if _reap(pid):
-                raise error("internal", "it ended while starting")
+            if why := await self._starter.failure(generation):
+                raise error("internal", why)
             try:
-                zygote = Zygote(generation, path, self._ended)
+                zygote = Zygote(generation, self._generations.socket(generation), self._ended)
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 if loop.time() > deadline:
@@ -218,39 +150,63 @@ class Zygotes:
                 await asyncio.sleep(_RETRY_S)
         try:
             await zygote.greet()
+            self._starter.admit(generation, zygote.pid)
         except BaseException:
             zygote.close()
             raise
         return zygote
 
-    def _ended(self, cause: str) -> None:
-        if self.current is not None:
-            self._socket(self.current.generation).unlink(missing_ok=True)
-        self.current = None
-        self._down(cause)
+    async def _meet(self, generation: int) -> Zygote | None:
+        """Connect to one of an earlier daemon. One with whom that cannot be done is ended, if it lives."""
+        try:
+            return Zygote(generation, self._generations.socket(generation), self._ended)
+        except BlockingIOError:  # nobody takes connections there any more
+            get_log().warning("zygote.hangs", generation=generation)
+        except OSError:  # it died, or starts still and would listen when nobody knows of it
+            pass
+        await self._starter.abandon(generation)
+        self._generations.forget_socket(generation)
+        return None
 
-    def _socket(self, generation: int) -> Path:
-        return self._folder / f"{generation}.sock"
+    async def _is_ours(self, zygote: Zygote) -> bool:
+        try:
+            await zygote.greet()
+            if zygote.version != bedsit.__version__:
+                return False
+            self._starter.admit(zygote.generation, zygote.pid)
+        except (BedsitError, OSError) as e:
+            get_log().warning("zygote.foreign", generation=zygote.generation, error=str(e))
+            return False
+        return True
 
-    def _generations(self) -> list[int]:
-        """Every generation that left a trace: numbers are not used twice in one run folder."""
-        traces = (path.stem for path in self._folder.iterdir() if path.suffix in (".sock", ".log"))
-        return sorted({int(stem) for stem in traces if stem.isdigit()})
+    async def _sweep(self) -> None:
+        while self._dirty:
+            self._dirty = False
+            try:
+                await self._stop_strays()
+                await self._starter.sweep(self._living())
+                self._generations.forget_ended(self._living())
+            except (BedsitError, OSError) as e:  # the next sweep tries again
+                get_log().error("sweep.failed", error=str(e))
 
+    def _living(self) -> set[int]:
+        known = (self.current, self._former)
+        return {*self._retiring, *(zygote.generation for zygote in known if zygote is not None)}
 
-def _reap(pid: int) -> bool:
-    """Collect an ended child. False: it runs, or is not ours to collect."""
-    try:
-        return pid > 0 and os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return False
+    async def _stop_strays(self) -> None:
+        """Older generations that listen and belong to nobody: their daemon died before it wrote down who they are."""
+        is_starting = self._starting is not None and not self._starting.done()
+        ours = self.current.generation if self.current else 0 if is_starting else self._generations.next_number()
+        for generation in sorted(set(self._generations.list()) - self._living()):
+            if generation < ours and self._generations.socket(generation).exists():
+                zygote = await self._meet(generation)
+                if zygote is not None:
+                    await zygote.stop()
+                    self._generations.forget_socket(generation)
 
-
-def _kill(pid: int) -> None:
-    """End a child that did not come up."""
-    try:
-        if os.waitpid(pid, os.WNOHANG)[0] == 0:  # a child that runs: its pid cannot be anybody else's
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    except ChildProcessError:
-        return
+    def _ended(self, generation: int, cause: str) -> None:
+        self._generations.forget_socket(generation)
+        if self.current is not None and self.current.generation == generation:
+            self.current = None
+        self.sweep()
+        self._down(generation, cause)

@@ -1,10 +1,12 @@
 """What is asked of the box as a whole: ping, status, ps, down."""
 
+import asyncio
 import os
 import time
 from typing import Any, Final
 
 import bedsit
+from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor.admin import schema, tenants
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import Traffic
@@ -25,8 +27,10 @@ async def ping(desk: Desk, _request: schema.Ping, _call: Call) -> dict[str, Any]
     }
 
 
-async def status(desk: Desk, _request: schema.Status, _call: Call) -> dict[str, Any]:
-    """How everything is; walls are the worst over all slots."""
+async def status(desk: Desk, request: schema.Status, _call: Call) -> dict[str, Any]:
+    """How everything is; walls are the worst over all slots, and each tenant has its own."""
+    if request.inspect:
+        await _inspect_all(desk)
     zygote = desk.zygotes.current
     counts = desk.house.statistics()
     return {
@@ -84,14 +88,31 @@ def _slot_row(desk: Desk, name: str, traffic: dict[str, Traffic]) -> dict[str, A
         "errors": counted.errors if counted else None,
         "queued": counted.queued if counted else None,
         "in_flight": counted.in_flight if counted else None,
+        "last_cause": _last_cause(desk, slot.tenant),
     }
+
+
+def _last_cause(desk: Desk, tenant: str | None) -> str | None:
+    """In one word why the tenant's slot before this one died; None when none did."""
+    try:
+        return desk.registry.tally(desk.registry.tenant(tenant).number).kind if tenant else None
+    except BedsitError:  # deleted, while its slot still drains
+        return None
+
+
+async def _inspect_all(desk: Desk) -> None:
+    """Look at every slot, one in a turn of the loop: whoever else asks something does not wait for all of them."""
+    for slot in list(desk.slots.live):
+        if slot in desk.slots.live:
+            desk.slots.inspect(slot)
+        await asyncio.sleep(0)
 
 
 def _worst_walls(desk: Desk) -> dict[str, str]:
     """Per layer "on" only when it is on in every slot."""
     walls: dict[str, str] = {}
     for live in desk.slots.live.values():
-        for layer, is_on in live.record.walls.items():
+        for layer, is_on in live.walls.items():
             if walls.get(layer, "on") == "on":
                 walls[layer] = is_on
     return walls

@@ -6,6 +6,7 @@ import msgspec
 
 from bedsit.ipc.errors import error
 from bedsit.ipc.spelling import nearest
+from bedsit.sandbox.jail.context import Profile
 
 VERSION = 1
 
@@ -18,9 +19,21 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 50)]
 Cpus = Annotated[float, msgspec.Meta(ge=0.01, le=4096)]
 Pids = Annotated[int, msgspec.Meta(ge=4, le=1 << 22)]
+Weight = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+Cores = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^(all|[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)\Z")]
+Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Version = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+#: What an argument takes, where msgspec would name a type or a pattern.
+_WORDS = {
+    "memory_bytes": "more than 0 bytes",
+    "cpus": "0.01 to 4096",
+    "pids": "4 to 4194304",
+    "cpu_weight": "1 to 10000",
+    "cores": "a list like 0-3,6, or all",
+}
 
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
@@ -32,7 +45,9 @@ class Ping(_Request, frozen=True, tag="ping"):
 
 
 class Status(_Request, frozen=True, tag="status"):
-    """How the whole box is."""
+    """How the whole box is. *inspect*: look at the walls of every slot anew, else say what was seen last, and when."""
+
+    inspect: bool = False
 
 
 class TenantCreate(_Request, frozen=True, tag="tenant.create"):
@@ -43,6 +58,11 @@ class TenantCreate(_Request, frozen=True, tag="tenant.create"):
     cpus: Cpus | None = None
     pids: Pids | None = None
     isolation: Literal["strict", "best-effort"] = "strict"
+    profile: Profile = "standard"
+    cpu_weight: Weight | None = None
+    cpu_idle: bool | None = None
+    cores: Cores | None = None
+    io_bps: Bandwidth | None = None
 
 
 class TenantList(_Request, frozen=True, tag="tenant.list"):
@@ -56,12 +76,17 @@ class TenantShow(_Request, frozen=True, tag="tenant.show"):
 
 
 class TenantSet(_Request, frozen=True, tag="tenant.set"):
-    """Other limits, at once."""
+    """Other limits, at once; another profile, while it is stopped."""
 
     name: TenantName
     memory_bytes: Bytes | None = None
     cpus: Cpus | None = None
     pids: Pids | None = None
+    profile: Profile | None = None
+    cpu_weight: Weight | None = None
+    cpu_idle: bool | None = None
+    cores: Cores | None = None
+    io_bps: Bandwidth | None = None
 
 
 class TenantStop(_Request, frozen=True, tag="tenant.stop"):
@@ -192,4 +217,6 @@ def read_request(message: object) -> Any:
     try:
         return msgspec.convert(frame.args | {"op": frame.op}, kind)
     except msgspec.ValidationError as e:
-        raise error("request.invalid", f"{frame.op}: {e}") from None
+        name = str(e).rpartition("`$.")[2].rstrip("`")
+        what = f"{name} takes {_WORDS[name]}" if name in _WORDS else str(e)
+        raise error("request.invalid", f"{frame.op}: {what}") from None

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.seqpacket import refuse_descriptors
 from bedsit.supervisor.admin import box, keys, models, schema, streams, tenants
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import peer_of
@@ -58,6 +59,7 @@ class AdminServer:
         beside = path.with_name(".admin.new")
         beside.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        refuse_descriptors(listener)
         listener.bind(str(beside))
         os.chown(beside, 0, self._admin_gid)
         beside.chmod(0o660)

@@ -1,16 +1,17 @@
 """tenant.*: create, list, show, set, stop, start, delete."""
 
+import time
+from dataclasses import replace
 from typing import Any, Final
 
 from bedsit.ipc.errors import error
-from bedsit.sandbox.cgroup import Limits
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.desk import Desk, now_text
 from bedsit.supervisor.effects import limits_of
 from bedsit.supervisor.keys import make_key
-from bedsit.supervisor.registry import NewTenant, TenantRow
+from bedsit.supervisor.registry import LIMITS, NewTenant, TenantRow
 from bedsit.supervisor.tenantlogs import remove_logs
 
 #: How long a new box may take to measure what a blank slot needs.
@@ -31,12 +32,18 @@ async def create(desk: Desk, request: schema.TenantCreate, _call: Call) -> dict[
         queue_max=default.queue_max,
         max_inflight=default.max_inflight,
         sessions_max=default.sessions_max,
+        profile=request.profile,
+        cpu_weight=request.cpu_weight or 100,
+        cpu_idle=request.cpu_idle or False,
+        cores=request.cores or "all",
+        io_bps=request.io_bps or 0,
     )
     await _check_floor(desk, new.memory_bytes)
+    desk.room.backend.check(limits_of(new))
     async with desk.locks[request.name]:
         key = make_key()
         row = desk.registry.add_tenant(new, key, now_text())
-        desk.events.add("tenant.created", f"memory {row.memory_bytes // _MIB} MiB, {row.cpus:g} cpus", row.name)
+        desk.events.add("tenant.created", _describe(row), row.name)
         desk.tell_house(row)
         await desk.settle()
     return {"tenant": view(desk, row), "key": {"id": key.id, "secret": key.secret}}
@@ -49,29 +56,41 @@ async def list_all(desk: Desk, _request: schema.TenantList, _call: Call) -> list
 
 async def show(desk: Desk, request: schema.TenantShow, _call: Call) -> dict[str, Any]:
     """One tenant, its slot's walls read anew."""
-    return view(desk, desk.registry.tenant(request.name), fresh=True)
+    row = desk.registry.tenant(request.name)
+    slot = desk.house.tenants[row.name].slot
+    if slot in desk.slots.live:
+        desk.slots.inspect(slot)
+    return view(desk, row)
 
 
 async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict[str, Any]:
-    """Other limits, on running slots at once; all of them or none."""
+    """Other limits, on running slots at once; all of them or none. Raises ``tenant.busy`` for another profile then."""
     async with desk.locks[request.name]:
         old = desk.registry.tenant(request.name)
-        memory_bytes = request.memory_bytes or old.memory_bytes
-        cpus, pids = request.cpus or old.cpus, request.pids or old.pids
-        await _check_floor(desk, memory_bytes)
+        said = {name: getattr(request, name) for name in (*LIMITS, "profile")}
+        wanted = replace(old, **{name: value for name, value in said.items() if value is not None})
+        profile, limits = wanted.profile, limits_of(wanted)
+        if profile != old.profile and old.wanted != "stopped":
+            hint = f"stop it first: bedsit tenant stop {old.name}"
+            raise error("tenant.busy", f"tenant {old.name!r} is not stopped, and a slot keeps its profile", hint)
+        await _check_floor(desk, wanted.memory_bytes)
+        desk.room.backend.check(limits)
         slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
         done: list[str] = []
         try:
             for slot in slots:
-                desk.slots.set_limits(slot, Limits(memory_bytes, pids, cpus))
+                desk.slots.set_limits(slot, limits)
                 done.append(slot)
-            desk.registry.set_limits(old.name, memory_bytes, cpus, pids)
+            desk.registry.set_limits(wanted)
         except BaseException:
             for slot in done:
                 desk.slots.set_limits(slot, limits_of(old))
             raise
         row = desk.registry.tenant(old.name)
-        desk.events.add("tenant.changed", f"memory {memory_bytes // _MIB} MiB, {cpus:g} cpus, {pids} pids", row.name)
+        desk.events.add("tenant.changed", _describe(row), row.name)
+        if profile != old.profile:
+            desk.events.add("tenant.changed", f"profile {profile}", row.name)
+            desk.tell_house(row)
         return view(desk, row)
 
 
@@ -102,7 +121,9 @@ async def start(desk: Desk, request: schema.TenantStart, _call: Call) -> dict[st
             desk.config.load_timeout_s,
         )
         if not up:
-            raise error("deadline.exceeded", f"tenant {row.name!r} is still starting", "see: bedsit events")
+            tenant = desk.house.tenants[row.name]
+            why, hint = ("", "see: bedsit events") if tenant.slot else desk.house.explain_wait(tenant)
+            raise error("deadline.exceeded", f"tenant {row.name!r} is still starting{why}", hint)
         if desk.house.tenant_state(row.name) == "failed":
             cause = desk.house.tenants[row.name].cause
             hint = "it is tried again; see: bedsit logs"
@@ -126,28 +147,41 @@ async def delete(desk: Desk, request: schema.TenantDelete, _call: Call) -> dict[
     return {}
 
 
-def view(desk: Desk, row: TenantRow, *, fresh: bool = False) -> dict[str, Any]:
-    """A tenant as the API shows it."""
+def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
+    """A tenant as the API shows it, with its walls as they were seen last."""
     tenant = desk.house.tenants[row.name]
     live = desk.slots.live.get(tenant.slot or "")
     record = live.record if live else None
-    restarts, cause = desk.registry.tally(row.number)
+    tally = desk.registry.tally(row.number)
     return {
         "name": row.name,
         "number": row.number,
         "state": desk.house.tenant_state(row.name),
-        "limits": {"memory_bytes": row.memory_bytes, "cpus": row.cpus, "pids": row.pids},
+        "limits": {name: getattr(row, name) for name in LIMITS},
         "isolation": row.isolation,
+        "profile": row.profile,
         "slot": tenant.slot,
         "worker_pid": record.worker_pid if record else None,
         "slot_started_at": record.started_at if record else None,
         "assigned_at": record.assigned_at if record else None,
         "models": len(desk.registry.models(row.number)),
-        "restarts": restarts,
-        "last_cause": cause,
+        "restarts": tally.restarts,
+        "last_cause": tally.cause,
+        "last_cause_kind": tally.kind,
         "created_at": row.created_at,
-        "walls": None if record is None else desk.slots.inspect(record.slot) if fresh else record.walls,
+        "walls": live.walls if live else None,
+        "walls_age_s": time.monotonic() - live.walls_read_at if live and live.walls_read_at is not None else None,
     }
+
+
+def _describe(row: TenantRow) -> str:
+    """Its limits in one line; of the rarer ones those that were asked for."""
+    words = [f"memory {row.memory_bytes // _MIB} MiB", f"{row.cpus:g} cpus", f"{row.pids} pids"]
+    words += ["idle"] if row.cpu_idle else []
+    words += [f"weight {row.cpu_weight}"] if row.cpu_weight != NewTenant.cpu_weight else []
+    words += [f"cores {row.cores}"] if row.cores != NewTenant.cores else []
+    words += [f"{row.io_bps / _MIB:g} MiB/s of each disk"] if row.io_bps else []
+    return ", ".join(words)
 
 
 async def _check_floor(desk: Desk, memory_bytes: int) -> None:

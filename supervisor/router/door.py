@@ -21,7 +21,7 @@ import structlog
 
 from bedsit.ipc.door import PROTOCOL
 from bedsit.ipc.errors import BedsitError, error
-from bedsit.ipc.seqpacket import recv_packet, send_packet
+from bedsit.ipc.seqpacket import recv_packet, refuse_descriptors, send_packet
 from bedsit.supervisor.router.arenas import Arena, make_arena
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.router import Router, find_version
@@ -53,6 +53,7 @@ class Door:
         )
         self._listener.bind(str(path))
         path.chmod(0o666)  # any program on the box may knock; the key opens
+        refuse_descriptors(self._listener)
         self._listener.listen(_BACKLOG)
         loop.watch(self._listener.fileno(), self._accept)
 

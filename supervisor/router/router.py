@@ -18,6 +18,7 @@ from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.snapshot import ModelView, SlotView, Snapshot, TenantView
 from bedsit.ipc.wire import Envelope, Kind, encode_error, pack_packet, read_envelope, readdress
 from bedsit.supervisor.router.loop import Loop
+from bedsit.supervisor.router.pressure import Lane, Pressure
 from bedsit.supervisor.router.requests import Request
 from bedsit.supervisor.router.sessions import Session
 from bedsit.supervisor.router.slots import SlotLink
@@ -49,6 +50,7 @@ class Router:
         lanes = run_dir / "router" / "lanes"
         lanes.mkdir(exist_ok=True)
         lanes.chmod(0o755)  # whatever the umask says: clients are other users
+        self._pressure = Pressure()
         loop.later(_SWEEP_S, self._sweep)
 
     # --- what the daemon says --------------------------------------------------------------------------------------
@@ -191,6 +193,7 @@ class Router:
             got = receive()
             if got is None:
                 break
+            tenant.received += 1
             session = self.sessions.get(got[0])
             if session is None or session.tenant is not tenant:
                 continue  # no session speaks with that token: there is nobody to answer
@@ -328,8 +331,16 @@ class Router:
                 tenant.queue.remove(request)
                 self._finish(request, error("model.not_found", "this version of the model has been deleted"))
 
+    def _lanes(self) -> dict[str, Lane]:
+        lanes = {
+            slot.lane_path: Lane(1, slot.received, slot.cut_off) for slot in self.slots.values() if slot.lane_is_open
+        }
+        return lanes | {str(t.path): Lane(t.sessions, t.received, t.reopen) for t in self.tenants.values()}
+
     def _sweep(self) -> None:
         self._loop.later(_SWEEP_S, self._sweep)
+        if cut := self._pressure.look(self._lanes):
+            _log.error("cut a lane that used up this process", lane=cut)
         for tenant in self.tenants.values():
             if tenant.queue:
                 expired = [r for r in tenant.queue if r.is_expired()]

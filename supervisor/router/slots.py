@@ -18,7 +18,7 @@ import zmq
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.lane import ZmqChannel
-from bedsit.ipc.seqpacket import send_bytes
+from bedsit.ipc.seqpacket import refuse_descriptors, send_bytes
 from bedsit.ipc.slot import ARENA_MESSAGE_BYTES, ArenaMessage, ArenaWord, decode_arena, encode_arena
 from bedsit.ipc.snapshot import SlotView
 from bedsit.ipc.wire import Envelope, Kind, read_envelope, readdress
@@ -55,16 +55,19 @@ class SlotLink:
         self.lost = False
         self.drained_told = False
         self.misbehaved = 0
+        self.received = 0  # packets
+        self.lane_path = str(folder / "router.sock")
         self._loop = loop
         self._on_answer, self._on_ready, self._on_lost = on_answer, on_ready, on_lost
         self._on_misbehaved = on_misbehaved
         self._closed = False
+        self._cut = False
         self._said_ready = False
         self._connection: socket.socket | None = None
         self._arenas: set[int] = set()  # acknowledged
         self._parked: dict[int, list[tuple[int, Request]]] = {}  # by arena number, until acknowledged
         with contextlib.ExitStack() as undo:
-            self._lane = ZmqChannel(context, str(folder / "router.sock"), bind=True)
+            self._lane = ZmqChannel(context, self.lane_path, bind=True)
             undo.callback(self._lane.close)
             (folder / "router.sock").chmod(0o666)
             self._listener = _listen(folder / "fd.sock")
@@ -77,6 +80,11 @@ class SlotLink:
     def is_ready(self) -> bool:
         """Whether requests may be dispatched here."""
         return self._said_ready and self._connection is not None and not self.lost and self.view.state == "serving"
+
+    @property
+    def lane_is_open(self) -> bool:
+        """Whether its worker can still send packets, lost or not."""
+        return not self._cut
 
     def update(self, view: SlotView) -> None:
         """Take a new view of the slot."""
@@ -107,12 +115,13 @@ class SlotLink:
 
     def drain(self) -> None:
         """Take answers off the lane, a budget's worth per turn."""
-        if self._closed:
+        if self._closed or self._cut:
             return  # the loop still had this slot on its list for another look
         for _ in range(_BUDGET):
             packet = self._lane.receive()
             if packet is None:
                 return
+            self.received += 1
             try:
                 envelope = read_envelope(packet)
             except BedsitError:
@@ -131,11 +140,21 @@ class SlotLink:
             self._on_answer(self, request, envelope, packet)
         self._loop.again(self.drain)
 
+    def cut_off(self) -> None:
+        """Give back all that this lane made the router hold, now: its worker counts as lost."""
+        self._close_lane()
+        self._lose("its lane uses up the router's memory or descriptors")
+
+    def _close_lane(self) -> None:
+        if not self._cut:
+            self._cut = True
+            self._loop.unwatch(self._lane.fileno())
+            self._lane.close()
+
     def close(self) -> list[Request]:
         """The slot is gone: close everything and give back what was in flight, oldest first."""
         self._closed = True
-        self._loop.unwatch(self._lane.fileno())
-        self._lane.close()
+        self._close_lane()
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         self._hang_up()
@@ -238,6 +257,7 @@ def _listen(path: Path) -> socket.socket:
     try:
         listener.bind(str(path))
         os.chmod(path, 0o666)  # noqa: PTH101 - the folder's mode is the wall; Path.chmod follows links
+        refuse_descriptors(listener)
         listener.listen(4)
     except BaseException:
         listener.close()

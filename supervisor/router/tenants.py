@@ -22,11 +22,24 @@ class Tenant:
         self.sessions = 0
         self.requests_total = 0
         self.errors_total = 0
+        self.received = 0  # packets
         self.drain = drain
         self._loop = loop
-        self.port: Port = ZmqPort(context, str(path))
-        path.chmod(0o666)  # the token is what lets a client in
+        self._context = context
+        self.port: Port = self._open()
         self.update(view)
+
+    def _open(self) -> Port:
+        port = ZmqPort(self._context, str(self.path))
+        self.path.chmod(0o666)  # the token is what lets a client in
+        return port
+
+    def reopen(self) -> None:
+        """Give back all that this endpoint made the router hold; clients connect again by themselves."""
+        self._loop.unwatch(self.port.fileno())
+        self.port.close()
+        self.port = self._open()
+        self.start()
 
     def start(self) -> None:
         """Begin to read the endpoint."""
