@@ -1,13 +1,14 @@
-# The whole vocabulary. Each target sets up .venv by itself; nothing outside of this folder is installed or changed.
+# The whole vocabulary. Each target sets up .venv by itself; outside of this folder only the box keeps something: its disk.
 #   make demo    two tenants answer real requests (root)     make lint    ruff, mypy, import-linter
 #   make test    every test (root)                           make bench   every benchmark; JSON in build/bench (root)
 #   make setup   .venv alone                                 make docs    links and the specification's rows are checked
+#   make box     under systemd and cgroup v2, Debian 12 in qemu; its disk is kept in ~/.cache/bedsit/box (root)
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench docs
+.PHONY: help setup demo test lint bench docs box
 
 PYTHON ?= python3
 VENV := .venv
@@ -61,7 +62,10 @@ lint: $(READY)
 
 bench: $(READY)
 	@mkdir -p build/bench
-	@for name in overhead coldstart; do $(BIN)/python -m bench.$$name --json build/bench/$$name.json $(ARGS); done
+	@for name in overhead coldstart density noisy; do $(BIN)/python -m bench.$$name --json build/bench/$$name.json $(ARGS); done
 
 docs: $(READY)
 	@$(BIN)/python -m docs.check
+
+box: $(READY)
+	@$(BIN)/python -m tests.box.run $(ARGS)

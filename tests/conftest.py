@@ -7,12 +7,14 @@ import pytest
 import zmq
 
 from tests_support.box import Box
-from tests_support.leaks import MARK, find_leaks, take_snapshot
+from tests_support.leaks import MARK, find_leaks, keep, take_snapshot
 
 #: What a machine may lack that nobody can install; a skip for any other reason is a failure in CI.
-_CANNOT_BE_INSTALLED = ("no NVIDIA GPU", "no cgroup2 controllers", "systemd is not running", "not root", "needs root")
+_CANNOT_BE_INSTALLED = (
+    *("no NVIDIA GPU", "no cgroup2 controllers", "systemd is not running", "not root", "needs root"),
+    *("no such landlock in this kernel", "needs two cores"),
+)
 _FAILED = pytest.StashKey[bool]()
-_boxes: set[Box] = set()
 
 
 def pytest_configure() -> None:
@@ -50,9 +52,7 @@ def no_leaks(request: pytest.FixtureRequest, zmq_context: None) -> Iterator[None
     """Fail a test that leaves a process, descriptor, memfd, cgroup, mount or socket behind."""
     before = take_snapshot()
     yield
-    # A box of a wider scope may start and end slots as it likes; it answers for them when it goes down.
-    kept = [word for box in _boxes for word in box.marks()]
-    leaks = find_leaks(before, kept)
+    leaks = find_leaks(before)
     if request.node.stash.get(_FAILED, False):
         # Its traceback keeps what its frames refer to.
         leaks = [leak for leak in leaks if not leak.startswith(("descriptor", "memfd"))]
@@ -75,7 +75,5 @@ def shared_box() -> Iterator[Box]:
 def _keep_box() -> Iterator[Box]:
     if os.geteuid() != 0:
         pytest.skip("not root: a box needs cgroups, namespaces and users of its own")
-    with Box({"pool_size": 2}) as box:
-        _boxes.add(box)
+    with Box({"pool_size": 2}) as box, keep(box.marks):
         yield box
-        _boxes.discard(box)

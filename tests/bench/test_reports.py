@@ -15,7 +15,10 @@ KEYS = {
     | {"zmq_ratio_p50", "zmq_ratio_rps_16", "fast_ratio_p50", "fast_ratio_rps_16", "fast_over_packet_p50"}
     | {"router_cpu_us_per_request"},
     "coldstart": {"steps_ms", "slot_ready_ms", "straight_line_ms", "ratio_to_straight_line", "activation_ms"}
-    | {"fresh_interpreter_ms", "peers"},
+    | {"fork_to_ready_ms", "clone_ms", "cgroup_step_ms", "fresh_interpreter_ms", "peers"},
+    "density": {"tenants", "pss_mib", "mem_available_drop_mib", "per_tenant_mib", "fresh_process_mib"}
+    | {"private_mib", "page_tables_mib"},
+    "noisy": {"percentile", "attacks"},
 }
 
 
@@ -40,3 +43,16 @@ def test_report_has_its_keys(name: str, tmp_path: Path) -> None:
     assert set(report["machine"]) == {"cpu", "cores", "kernel", "cgroup", "gpu"}
     assert report["walls"]["pid_namespace"] == "on"
     assert "walls:" in done.stdout
+
+
+def test_every_attack_of_the_noisy_benchmark_is_a_harm_of_its_bundle() -> None:
+    """Seven attacks, each known inside of the slot by the same name, each with something to see when it was there."""
+    code = (
+        "from bench.attackers.harm import ATTACKS; from bench.attackers.bundle.model import HARMS\n"
+        "assert [attack.name for attack in ATTACKS] == list(HARMS)\n"
+        "nothing = dict.fromkeys(('tried', 'refused', 'failed', 'ooms', 'cpu_share'), 0)\n"
+        "assert not any(attack.happened(nothing) for attack in ATTACKS)\n"
+        "print(len(ATTACKS))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"

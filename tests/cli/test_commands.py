@@ -17,8 +17,17 @@ TENANT = {
     "name": "vision",
     "number": 1,
     "state": "running",
-    "limits": {"memory_bytes": 512 << 20, "cpus": 1.5, "pids": 64},
+    "limits": {
+        "memory_bytes": 512 << 20,
+        "cpus": 1.5,
+        "pids": 64,
+        "cpu_weight": 100,
+        "cpu_idle": False,
+        "cores": "0-3",
+        "io_bps": 20 << 20,
+    },
     "isolation": "strict",
+    "profile": "subprocess",
     "slot": "s1a2b3c4d",
     "worker_pid": 4242,
     "slot_started_at": "2026-01-02T03:04:05Z",
@@ -113,6 +122,20 @@ def test_tenant_create_sends_bytes_and_shows_the_key_once(bedsit: Run, daemon: A
     ]
     assert ["secret", SECRET] in rows(done)
     assert ["memory", "512 MiB"] in rows(done)
+
+
+def test_the_profile_of_a_tenant(bedsit: Run, daemon: Any) -> None:
+    """Said when it is made or changed, shown among its fields; a word that is none is refused at once."""
+    daemon.script["tenant.create"] = {"tenant": TENANT, "key": KEY}
+    daemon.script["tenant.set"] = TENANT
+    shown = ["profile", "subprocess (weaker wall: it may fork and run the box's programs)"]
+    assert shown in rows(bedsit("tenant", "create", "vision", "--profile", "subprocess"))
+    assert shown in rows(bedsit("tenant", "set", "vision", "--profile", "subprocess"))
+    assert daemon.heard == [
+        ("tenant.create", {"name": "vision", "profile": "subprocess"}),
+        ("tenant.set", {"name": "vision", "profile": "subprocess"}),
+    ]
+    assert bedsit("tenant", "set", "vision", "--profile", "none").returncode == 2
 
 
 def test_tenant_create_keeps_the_key_in_a_file(bedsit: Run, daemon: Any, tmp_path: Path) -> None:
@@ -225,6 +248,27 @@ def test_status_says_what_is_down_and_which_walls_are_missing(bedsit: Run, daemo
     assert text["daemon"].endswith("up 1 h 2 m")
 
 
+def test_status_shows_each_tenants_walls_and_says_when_they_were_seen(bedsit: Run, daemon: Any) -> None:
+    """A look is asked for; where what comes is an earlier one, its age is there. Without a slot there are no walls."""
+    old = TENANT | {"name": "old", "walls_age_s": 123.0}
+    daemon.script["status"] = STATUS | {"tenants": [TENANT, old, TENANT | {"name": "none", "walls": None}]}
+    text = dict(rows(bedsit("status")))
+
+    assert daemon.heard == [("status", {"inspect": True})]
+    assert text["tenant vision"].endswith(", walls 1 of 2 up; off: landlock (not in this version)")
+    assert text["tenant old"].endswith("; seen 2 m 3 s ago")
+    assert "walls" not in text["tenant none"]
+
+
+def test_tenant_show_names_every_wall(bedsit: Run, daemon: Any) -> None:
+    """One line each, beside the summary."""
+    daemon.script["tenant.show"] = TENANT
+    text = dict(rows(bedsit("tenant", "show", "vision")))
+
+    assert text["wall network_namespace"] == "on"
+    assert text["wall landlock"] == "off: not in this version"
+
+
 def test_models_of_all_tenants_are_listed(bedsit: Run, daemon: Any) -> None:
     """Without a tenant, each is asked for."""
     daemon.script |= {"tenant.list": [TENANT, {**TENANT, "name": "audio"}], "model.list": [MODEL]}
@@ -246,6 +290,55 @@ def test_limits_are_set_live(bedsit: Run, daemon: Any) -> None:
     assert bedsit("tenant", "set", "vision", "--pids", "9").returncode == 0
     assert daemon.heard == [("tenant.set", {"name": "vision", "pids": 9})]
     assert bedsit("tenant", "set", "vision").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "args"),
+    [
+        (("--cpu-weight", "300", "--cores", "0-3,6"), {"cpu_weight": 300, "cores": "0-3,6"}),
+        (("--cpu-idle", "--io", "20MiB"), {"cpu_idle": True, "io_bps": 20 << 20}),
+        (("--no-cpu-idle", "--io", "max", "--cores", "all"), {"cpu_idle": False, "io_bps": 0, "cores": "all"}),
+    ],
+)
+def test_limits_have_their_words(bedsit: Run, daemon: Any, words: tuple[str, ...], args: dict[str, Any]) -> None:
+    """The same for a new tenant and for one that is there; what takes a limit away is a word too."""
+    daemon.script |= {"tenant.set": TENANT, "tenant.create": {"tenant": TENANT, "key": KEY}}
+    assert bedsit("tenant", "set", "vision", *words).returncode == 0
+    assert bedsit("tenant", "create", "vision", *words).returncode == 0
+    assert [said | args for _, said in daemon.heard] == [said for _, said in daemon.heard]
+
+
+def test_a_tenant_is_shown_with_its_limits(bedsit: Run, daemon: Any) -> None:
+    """One line each, with units."""
+    daemon.script["tenant.show"] = TENANT
+    shown = bedsit("tenant", "show", "vision").stdout
+    for words in ("weight 100", "0-3", "20 MiB a second"):
+        assert words in shown
+
+
+def test_a_weight_is_kept_beside_idle(bedsit: Run, daemon: Any) -> None:
+    """It counts again without --cpu-idle; programs read the profile as the word that it is."""
+    daemon.script["tenant.show"] = TENANT | {"limits": TENANT["limits"] | {"cpu_idle": True, "cpu_weight": 300}}  # type: ignore[operator]
+    assert ["cpu share", "idle (weight 300 when not)"] in rows(bedsit("tenant", "show", "vision"))
+    assert json.loads(bedsit("tenant", "show", "vision", "-o", "json").stdout)["item"]["profile"] == "subprocess"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--memory", ""), "write a number and a unit: 512MiB, 2GiB"),
+        (("--io", ""), "write a number and a unit: 512MiB, 2GiB, or max"),
+        (("--io", "0"), "write a number and a unit: 512MiB, 2GiB, or max"),
+    ],
+)
+def test_a_size_that_is_none_is_named_with_its_option(
+    bedsit: Run, daemon: Any, words: tuple[str, str], hint: str
+) -> None:
+    """Also an empty one, which a script passes for a variable that it forgot; nothing is sent."""
+    for verb in ("create", "set"):
+        done = bedsit("tenant", verb, "vision", *words)
+        assert (done.returncode, daemon.heard) == (2, [])
+        assert done.stderr == f"error: input.invalid: {words[0]}: {words[1]!r} is not a size\nhint: {hint}\n"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.frames import MAX_FRAME, FrameReader, decode_body, encode_frame, recv_frame, send_frame
+from tests_support.marks import MSGPACK
 
 _MESSAGES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary(),
@@ -18,6 +19,7 @@ _MESSAGES = st.recursive(
 )
 
 
+@MSGPACK(part="twin", outcome="ok")
 @given(st.lists(_MESSAGES, max_size=6), st.integers(1, 40))
 def test_frames_come_back_however_they_are_cut(messages: list[object], step: int) -> None:
     """A stream of frames, fed in pieces of any size, gives the messages in order."""
@@ -39,6 +41,7 @@ def test_arbitrary_bytes_raise_nothing_but_our_error(data: bytes) -> None:
             assert e.code == "wire.malformed"
 
 
+@MSGPACK(part="attack", outcome="wire.malformed")
 @pytest.mark.parametrize(
     "body",
     [
@@ -70,6 +73,7 @@ def test_what_is_no_message_of_ours_is_malformed(body: bytes) -> None:
     assert caught.value.code == "wire.malformed"
 
 
+@MSGPACK(part="attack", outcome="wire.malformed")
 def test_the_limit_of_an_array_is_exact() -> None:
     """As many elements as allowed are read, one more is refused, and before any room is made for what is claimed.
 

@@ -13,6 +13,7 @@ from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.manifest import DTYPES, ITEM_BYTES, MAX_DIM, MAX_DIMS, MAX_TENSORS
 from bedsit.ipc.wire import ENVELOPE_BYTES, MAX_PACKET, Kind, Place, Region, TensorRef
+from tests_support.marks import SHAPES
 
 _U32 = st.integers(0, 2**32 - 1)
 _U64 = st.integers(0, 2**64 - 1)
@@ -45,6 +46,7 @@ def test_a_packet_comes_back(kind: Kind, ident: int, header: bytes, body: bytes,
     assert not body or (len(packet) - len(body)) % 64 == 0
 
 
+@SHAPES(part="twin", outcome="ok")
 @given(st.lists(_refs(), max_size=8), st.lists(st.builds(Region, _NAMES, *[st.integers(0, MAX_DIM)] * 2), max_size=8))
 def test_a_request_comes_back(refs: list[TensorRef], regions: list[Region]) -> None:
     """Tensors and regions of a request, and the tensors of a response, are read as they were written."""
@@ -130,6 +132,7 @@ def test_arbitrary_rows_raise_nothing_but_our_error(tensors: Any, regions: Any) 
                 assert 0 <= ref.offset <= MAX_DIM
 
 
+@SHAPES(part="attack", outcome="wire.malformed")
 @pytest.mark.parametrize(
     "row",
     [

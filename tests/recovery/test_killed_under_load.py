@@ -12,6 +12,7 @@ import pytest
 from bedsit import BedsitError, Client
 from tests_support.box import Box, wait_until
 from tests_support.bundles import DOUBLE, write_bundle
+from tests_support.marks import ADOPTION
 
 REQUESTS = 2000
 
@@ -87,6 +88,7 @@ def test_requests_in_flight_of_the_killed_worker_are_answered(tenants: Box) -> N
     assert caller.answered == 300
 
 
+@ADOPTION(part="attack", outcome="adopted")
 def test_daemon_killed_under_load(tenants: Box) -> None:
     """kill -9 of the daemon: no request fails, and the next daemon adopts both slots with the workers they had."""
     before = {name: worker_pid(tenants, name) for name in "ab"}

@@ -1,20 +1,20 @@
-"""What hostile code finds in a slot. Each refused attempt has a harmless twin that must succeed in the same slot."""
+"""What hostile code finds in a slot. Each refused attempt has a harmless twin that must succeed in the same slot.
+
+Where seccomp or landlock would answer first, the slot is one without these two: its own walls are what is shown here.
+"""
 
 from typing import Any
 
 import pytest
 
 from bedsit.sandbox.inspect import LAYERS, REQUIRED_LAYERS
-from bedsit.sandbox.jail.steps import PLANNED
 from bedsit.sandbox.trees import find_trees
 
 
 def test_all_walls_stand(slot: Any) -> None:
-    """Seen from outside, every layer of this version is on, and the planned ones say that they are off."""
-    walls = slot.walls()
-    assert set(walls) == set(LAYERS)
-    assert {name for name, state in walls.items() if state == "on"} == REQUIRED_LAYERS
-    assert all(walls[name] == "off: not in this version" for name in PLANNED)
+    """Seen from outside, every layer is on."""
+    assert slot.walls() == dict.fromkeys(LAYERS, "on")
+    assert set(LAYERS) >= REQUIRED_LAYERS
 
 
 def test_nothing_is_missing(slot: Any) -> None:
@@ -41,9 +41,9 @@ result = {
     assert found["own"] == "ok"
 
 
-def test_others_cannot_be_signalled_or_traced(slot: Any) -> None:
+def test_others_cannot_be_signalled_or_traced(unfiltered: Any) -> None:
     """Init is another user; everybody else does not exist."""
-    found = slot.run(f"""
+    found = unfiltered.run(f"""
 import ctypes, os, signal
 libc = ctypes.CDLL(None, use_errno=True)
 def trace():
@@ -55,7 +55,7 @@ if child == 0:
 result = {{
     "init": attempt(lambda: os.kill(1, 9)),
     "trace": attempt(trace),
-    "box": attempt(lambda: os.kill({slot.pid}, 9)),
+    "box": attempt(lambda: os.kill({unfiltered.pid}, 9)),
     "own": attempt(lambda: os.kill(child, 9)),
 }}
 """)
@@ -67,9 +67,9 @@ result = {{
     }
 
 
-def test_there_is_no_network(slot: Any) -> None:
+def test_there_is_no_network(unfiltered: Any) -> None:
     """Only a loopback that is down; a socket pair inside works."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import socket
 def connect(address):
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
@@ -107,9 +107,9 @@ result = [attempt(lambda: connect("\\0bedsit-test-" + slot)), attempt(lambda: co
     assert found == ["Connection refused", "ok"]
 
 
-def test_only_scratch_is_writable(slot: Any) -> None:
+def test_only_scratch_is_writable(unfiltered: Any) -> None:
     """Of all folders that can be found, these three take a file."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import os
 writable = []
 for folder, folders, _ in os.walk("/"):
@@ -133,9 +133,9 @@ result = {"writable": sorted(writable), "usr": attempt(lambda: open("/usr/x", "w
     assert found["read"] == "ok"
 
 
-def test_the_box_is_not_there(slot: Any) -> None:
+def test_the_box_is_not_there(unfiltered: Any) -> None:
     """No home, no state, no password file, no other slot; the slot's own folder is."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import os
 result = {
     "root": sorted(os.listdir("/")),
@@ -151,7 +151,9 @@ result = {
     assert set(found["root"]) <= {"bin", "lib", "lib32", "lib64", "libx32", "sbin"} | leading | {
         *("bundle", "dev", "etc", "proc", "run", "tmp", "usr"),
     }
-    assert set(found["etc"]) <= {"group", "hosts", "ld.so.cache", "nsswitch.conf", "passwd"}
+    # Debian's Python has a module of its own there.
+    own = {tree.split("/")[2] for tree in find_trees() if tree.startswith("/etc/")}
+    assert set(found["etc"]) <= {"group", "hosts", "ld.so.cache", "nsswitch.conf", "passwd"} | own
     assert found["passwd"] == 1
     assert found["run"] == ["slot"]
     assert found["slot"] == "ok"
@@ -177,9 +179,9 @@ result = {
     }
 
 
-def test_scratch_is_bounded_and_not_executable(slot: Any) -> None:
+def test_scratch_is_bounded_and_not_executable(unfiltered: Any) -> None:
     """Bytes and files end; a program written there does not run, one of the system's does."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import os, subprocess
 def fill(path, size):
     with open(path, "wb") as file:
@@ -213,9 +215,9 @@ result = {
     }
 
 
-def test_the_worker_is_nobody(slot: Any) -> None:
+def test_the_worker_is_nobody(unfiltered: Any) -> None:
     """Its own two ids, no group, no capability, no way to any other id; inside it is user 1001."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import os
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
 result = {
@@ -237,12 +239,13 @@ result = {
     assert found["init"] == found["chroot"] == "Operation not permitted"
     assert found["oom"] == "Permission denied"
     assert found["own"] == "ok"
-    assert found["map"] == ["1000", str(slot.expected.init_uid), "1", "1001", str(slot.expected.worker_uid), "1"]
+    uids = unfiltered.expected
+    assert found["map"] == ["1000", str(uids.init_uid), "1", "1001", str(uids.worker_uid), "1"]
 
 
-def test_namespaces_cannot_be_joined_or_used_to_mount(slot: Any) -> None:
+def test_namespaces_cannot_be_joined_or_used_to_mount(unfiltered: Any) -> None:
     """Mounting, unmounting and naming need what the worker lacks."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 def call(function, *arguments):
@@ -258,9 +261,9 @@ result = [
     assert found == ["Operation not permitted"] * 4
 
 
-def test_there_is_no_way_to_new_capabilities(slot: Any) -> None:
+def test_there_is_no_way_to_new_capabilities(unfiltered: Any) -> None:
     """No nested user namespace, where a worker would hold them all; a namespace-free fork works."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 def unshare(flags):
@@ -276,9 +279,9 @@ result = [attempt(lambda: unshare(0x10000000)), attempt(lambda: unshare(0x100000
     assert found == ["No space left on device", "No space left on device", "ok"]
 
 
-def test_the_boxs_keys_are_not_inherited(slot: Any) -> None:
+def test_the_boxs_keys_are_not_inherited(unfiltered: Any) -> None:
     """The session keyring is new and empty: nothing can be found in it that was in the one of whoever started us."""
-    found = slot.run("""
+    found = unfiltered.run("""
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long

@@ -9,8 +9,10 @@ import pytest
 
 from bedsit.sandbox.budget import Budget
 from bedsit.sandbox.output import MAX_LINE, Output, printable
+from tests_support.marks import OUTPUT
 
 
+@OUTPUT(part="attack", outcome="escaped")
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
@@ -47,6 +49,7 @@ def open_output(tmp_path: Path) -> Iterator[Open]:
         os.close(fd)
 
 
+@OUTPUT(part="twin", outcome="ok")
 def test_lines_are_stamped_and_joined(open_output: Open) -> None:
     """Pieces become whole lines, each with time and stream; the unfinished last one is written at the end."""
     output, (path, _) = open_output(1 << 20)
@@ -92,6 +95,7 @@ def test_before_it_is_opened_all_is_dropped() -> None:
     assert output.dropped_bytes == 7
 
 
+@OUTPUT(part="attack", outcome="dropped and counted")
 def test_a_flood_is_dropped_not_written(open_output: Open) -> None:
     """Beyond the allowance lines are lost, and counted."""
     output, paths = open_output(1 << 30)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import bedsit
+from tests_support.marks import NUMBERS
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_it_says_who_it_is(box: Any) -> None:
         "pid": zygote.process.pid,
         "version": bedsit.__version__,
         "forks": 0,
-        "protocol": 1,
+        "protocol": 2,
     }
     assert zygote.path.stat().st_mode & 0o777 == 0o700 & ~0o077
     slot = box.spawn(zygote)
@@ -54,6 +55,7 @@ result = {"grad": list(x.grad.shape), "threads": torch.get_num_threads(), "mean"
     assert found == {"grad": [256, 256], "threads": 2, "mean": True}
 
 
+@NUMBERS(part="twin", outcome="random numbers")
 def test_tensors_are_random_in_each_slot(spawn: Any, warm: Any) -> None:
     """torch, numpy and random are all reseeded."""
     source = "import random, numpy, torch; result = [random.random(), numpy.random.rand(), float(torch.rand(1))]"

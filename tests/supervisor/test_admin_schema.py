@@ -37,6 +37,11 @@ def test_reads_requests_with_defaults() -> None:
         ({"v": 1, "op": "tenant.show", "args": {"op": "down", "name": "a"}}, "takes no 'op'"),
         ({"v": 1, "op": "tenant.set", "args": {"name": "a", "cpus": float("nan")}}, "cpus"),
         ({"v": 1, "op": "tenant.set", "args": {"name": "a", "memory_bytes": -1}}, "memory_bytes"),
+        ({"v": 1, "op": "tenant.set", "args": {"name": "a", "cpu_weight": 0}}, "set: cpu_weight takes 1 to 10000"),
+        (
+            {"v": 1, "op": "tenant.set", "args": {"name": "a", "cores": "x"}},
+            "set: cores takes a list like 0-3,6, or all",
+        ),
         ({"v": 1, "op": "events", "args": {"limit": 0}}, "limit"),
     ],
 )

@@ -53,6 +53,7 @@ def test_sizes_take_units(tmp_path: Path) -> None:
         ("uid_base = 2147483000", "must end below"),
         ("max_slots = 9000", "needs two uids"),
         ("pool_size = 256", "below max_slots"),
+        ("pool_size = 5\nzygote_forks_max = 5", "must be above pool_size"),
         ('run_dir = "run"', "absolute"),
         (f'run_dir = "/{"x" * 90}"', "socket paths are limited"),
         ('run_dir = "/var/lib/bedsit"', "must not be the state folder"),

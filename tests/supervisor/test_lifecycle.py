@@ -10,7 +10,7 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.lifecycle import HEALTHY_AFTER_S, LOST_GRACE_S, House
 from bedsit.supervisor.stimuli import Timer
-from bedsit.supervisor.tenancy import Limits, backoff_s
+from bedsit.supervisor.tenancy import Limits, Tenant, backoff_s
 from bedsit.supervisor.transitions import InvalidTransition
 
 KILLED = Cause("signal", "signal 9 (SIGKILL)")
@@ -18,11 +18,11 @@ ONE = ((1, 1),)
 TWO = ((1, 1), (1, 2))
 
 
-def make_house(*, pool: int = 1, most: int = 8) -> House:
+def make_house(*, pool: int = 1, most: int = 8, forks: int = 1000) -> House:
     """A house that is open and whose zygote runs; its slots are s1, s2, ..."""
     numbers = itertools.count(1)
-    house = House(Limits(pool, most, 120.0, 60.0), lambda: f"s{next(numbers)}")
-    house.handle(on.ZygoteUp(1))
+    house = House(Limits(pool, most, 120.0, 60.0, forks), lambda: f"s{next(numbers)}")
+    house.handle(on.ZygoteUp(1, 0))
     return house
 
 
@@ -30,7 +30,7 @@ def open_house(*, pool: int = 1, most: int = 8) -> House:
     """A house with one blank slot, s1."""
     house = make_house(pool=pool, most=most)
     house.handle(on.Begin())
-    house.handle(on.SlotBuilt("s1"))
+    house.handle(on.SlotBuilt("s1", 1))
     return house
 
 
@@ -38,7 +38,7 @@ def serving_house() -> House:
     """A house in which s1 serves tenant a with one model, and s2 is blank."""
     house = open_house()
     house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
-    house.handle(on.SlotBuilt("s2"))
+    house.handle(on.SlotBuilt("s2", 1))
     house.handle(on.ModelsLoaded("s1"))
     return house
 
@@ -56,10 +56,10 @@ def answer(out: list[do.Instruction]) -> BedsitError | None:
 
 def test_starts_a_zygote_when_none_was_found() -> None:
     """A fresh box: zygote first, slots once it is up."""
-    house = House(Limits(2, 8, 1.0, 1.0), iter(["s1", "s2"]).__next__)
+    house = House(Limits(2, 8, 1.0, 1.0, 1000), iter(["s1", "s2"]).__next__)
 
     assert kinds(house.handle(on.Begin())) == ["StartZygote", "Publish"]
-    assert kinds(house.handle(on.ZygoteUp(1))) == ["BuildSlot", "BuildSlot"]
+    assert kinds(house.handle(on.ZygoteUp(1, 0))) == ["SetTimer", "BuildSlot", "BuildSlot"]
 
 
 def test_does_nothing_before_recovery_is_over() -> None:
@@ -67,7 +67,7 @@ def test_does_nothing_before_recovery_is_over() -> None:
     house = make_house()
 
     assert kinds(house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))) == []
-    assert kinds(house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=False))) == []
+    assert kinds(house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=False, generation=1))) == []
     assert kinds(house.handle(on.Begin())) == ["BuildSlot", "Publish"]
     assert house.tenant_state("a") == "running"
 
@@ -93,7 +93,7 @@ def test_a_tenant_waits_for_a_slot() -> None:
     house.handle(on.Begin())
 
     assert kinds(house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))) == ["BuildSlot", "Publish"]
-    assert "AssignSlot" in kinds(house.handle(on.SlotBuilt("s1")))
+    assert "AssignSlot" in kinds(house.handle(on.SlotBuilt("s1", 1)))
 
 
 def test_a_dead_slot_is_replaced_at_once_and_stays_known() -> None:
@@ -119,7 +119,7 @@ def test_further_deaths_rest_longer_until_the_tenant_is_healthy() -> None:
     assert do.SetTimer(Timer("restart", "a"), 0.5) in out
     assert house.tenant_state("a") == "failed"
 
-    house.handle(on.SlotBuilt("s3"))
+    house.handle(on.SlotBuilt("s3", 1))
     house.handle(on.TimerFired(Timer("restart", "a")))
 
     assert do.SetTimer(Timer("healthy", "a"), HEALTHY_AFTER_S) in house.handle(on.ModelsLoaded("s3"))
@@ -187,7 +187,7 @@ def test_the_old_slot_may_die_during_a_roll() -> None:
     """The committed set is restarted beside the roll, which goes on."""
     house = serving_house()
     house.handle(on.RollAsked("op", "a", TWO, 60.0))
-    house.handle(on.SlotBuilt("s3"))
+    house.handle(on.SlotBuilt("s3", 1))
     house.handle(on.SlotDied("s1", KILLED))
 
     assert (house.slots["s3"].state, house.tenants["a"].slot) == ("loading", "s3")
@@ -292,12 +292,156 @@ def test_a_dead_zygote_is_followed_with_back_off() -> None:
     """At once the first time, later with rests."""
     house = open_house()
 
-    assert "StartZygote" in kinds(house.handle(on.ZygoteDown("gone")))
+    assert "StartZygote" in kinds(house.handle(on.ZygoteDown(1, "gone")))
 
-    out = house.handle(on.ZygoteDown("gone again"))
+    out = house.handle(on.ZygoteDown(2, "did not start"))
 
     assert do.SetTimer(Timer("zygote"), 0.5) in out
     assert kinds(house.handle(on.TimerFired(Timer("zygote")))) == ["StartZygote"]
+
+
+def rotating_house() -> House:
+    """Two blank slots of generation 1, s1 and s2, and a third fork, s3, that was one too many: generation 2 starts."""
+    house = make_house(pool=2, forks=3)
+    house.handle(on.Begin())
+    house.handle(on.SlotBuilt("s1", 1))
+    house.handle(on.SlotBuilt("s2", 1))
+    house.handle(on.SlotDied("s2", KILLED))
+    house.handle(on.SlotGone("s2"))
+    assert kinds(house.handle(on.TimerFired(Timer("pool")))) == ["BuildSlot", "StartZygote"]
+    house.handle(on.SlotBuilt("s3", 1))
+    return house
+
+
+def blank(house: House) -> list[str]:
+    """The blank slots."""
+    return [slot.id for slot in house.slots.values() if slot.state == "blank"]
+
+
+def test_a_zygote_that_forked_enough_is_replaced_with_its_blank_slots() -> None:
+    """One after the other, and the pool never has less than it should; the slots in use stay."""
+    house = rotating_house()
+    out = house.handle(on.ZygoteUp(2, 0))
+
+    assert kinds(out) == ["SetTimer", "RetireZygote", "BuildSlot"]
+    assert [tell.text for tell in out if isinstance(tell, do.Tell)] == [
+        "generation 2",
+        "generation 1 forked 3 slots; generation 2 replaces it and its blank slots",
+    ]
+
+    assert (blank(house), kinds(house.handle(on.SlotBuilt("s4", 2)))[-2:]) == (
+        ["s1", "s3"],
+        ["DestroySlot", "BuildSlot"],
+    )
+    assert blank(house) == ["s3", "s4"]
+    assert kinds(house.handle(on.SlotBuilt("s5", 2)))[-1:] == ["DestroySlot"]
+    assert blank(house) == ["s4", "s5"]
+    assert house.rotation.forks == 2
+
+
+def test_a_generation_forks_on_until_the_next_one_is_up() -> None:
+    """A rotation that fails is tried again with rests, and tenants get their slots meanwhile."""
+    house = rotating_house()
+    house.handle(on.ZygoteDown(2, "did not start"))
+    out = house.handle(on.ZygoteDown(3, "did not start"))
+
+    assert do.SetTimer(Timer("zygote"), 0.5) in out
+
+    out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
+
+    assert kinds(out) == ["SetTimer", "AssignSlot", "BuildSlot", "Publish"]
+    assert kinds(house.handle(on.SlotBuilt("s4", 1))) == []
+    assert kinds(house.handle(on.TimerFired(Timer("zygote")))) == ["StartZygote"]
+
+
+def test_a_generation_that_dies_while_it_is_replaced_leaves_its_blank_slots_to_that() -> None:
+    """They share an address layout whether or not their zygote lives."""
+    house = rotating_house()
+    house.handle(on.ZygoteDown(1, "gone"))
+
+    assert kinds(house.handle(on.ZygoteUp(2, 0))) == ["SetTimer", "BuildSlot"]
+    assert "DestroySlot" in kinds(house.handle(on.SlotBuilt("s4", 2)))
+    assert "DestroySlot" in kinds(house.handle(on.SlotBuilt("s5", 2)))
+    assert blank(house) == ["s4", "s5"]
+
+
+def test_a_generation_that_just_dies_leaves_its_blank_slots_in_the_pool() -> None:
+    """They are as good as they were, and nobody asked for a rotation."""
+    house = open_house()
+    house.handle(on.ZygoteDown(1, "gone"))
+
+    assert kinds(house.handle(on.ZygoteUp(2, 0))) == ["SetTimer"]
+    assert blank(house) == ["s1"]
+
+
+def test_a_full_box_replaces_blank_slots_too() -> None:
+    """There is no room for the new one first: the old one goes, one at a time."""
+    house = open_house(pool=2, most=2)
+    house.handle(on.SlotBuilt("s2", 1))
+    house.rotation.forks = house.rotation.forks_max
+    out = house.handle(on.ZygoteUp(2, 0))
+
+    assert [i for i in out if isinstance(i, do.DestroySlot)] == [do.DestroySlot("s1")]
+    assert kinds(house.handle(on.SlotGone("s1"))) == ["BuildSlot"]
+    assert "DestroySlot" in kinds(house.handle(on.SlotBuilt("s3", 2)))
+    assert kinds(house.handle(on.SlotGone("s2"))) == ["BuildSlot"]
+    assert kinds(house.handle(on.SlotBuilt("s4", 2))) == []
+    assert blank(house) == ["s3", "s4"]
+
+
+def test_zygotes_that_ended_during_recovery_are_followed_when_it_is_over() -> None:
+    """Nobody sets a timer before that, so nobody may wait for one after it."""
+    house = House(Limits(1, 8, 1.0, 1.0, 1000), lambda: "s1")
+    for generation in (5, 3):
+        house.handle(on.ZygoteUp(generation, 0))
+        house.handle(on.ZygoteDown(generation, "gone"))
+
+    assert "StartZygote" in kinds(house.handle(on.Begin()))
+
+
+def test_a_generation_that_lived_long_has_earlier_failures_forgiven() -> None:
+    """Though no slot was needed of it: a full pool is no reason for a long rest."""
+    house = open_house()
+    for generation in (1, 2, 3):
+        house.handle(on.ZygoteDown(generation, "gone"))
+    house.handle(on.TimerFired(Timer("zygote")))
+
+    assert do.SetTimer(Timer("lasting"), HEALTHY_AFTER_S) in house.handle(on.ZygoteUp(4, 0))
+
+    house.handle(on.TimerFired(Timer("lasting")))
+
+    assert "StartZygote" in kinds(house.handle(on.ZygoteDown(4, "gone")))
+
+
+@pytest.mark.parametrize(("strict", "says"), [(True, " that its tenant requires"), (False, "")])
+def test_an_adopted_slot_that_lacks_a_wall_is_told(*, strict: bool, says: str) -> None:
+    """It serves on, and the operator can know."""
+    house = make_house()
+    house.handle(on.TenantSet("a", running=True, strict=strict, models=ONE))
+    out = house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=True, generation=1))
+
+    assert [tell.text for tell in out if isinstance(tell, do.Tell)] == [f"serving, with walls missing{says}"]
+
+
+def test_a_tenant_gets_a_slot_of_the_newest_generation() -> None:
+    """While both are in the pool, nobody is given one that is about to be replaced."""
+    house = rotating_house()
+    house.handle(on.ZygoteUp(2, 0))
+    house.handle(on.SlotBuilt("s4", 2))
+    house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
+
+    assert house.tenants["a"].slot == "s4"
+
+
+def test_a_rotation_goes_on_under_the_next_daemon() -> None:
+    """Blank slots that an earlier daemon had not replaced yet are replaced now."""
+    house = make_house()
+    house.handle(on.ZygoteUp(2, 5))
+    house.handle(on.SlotAdopted("old", "blank", None, (), degraded=False, generation=1))
+
+    assert kinds(house.handle(on.Begin())) == ["BuildSlot", "Publish"]
+    assert "DestroySlot" in kinds(house.handle(on.SlotBuilt("s1", 2)))
+    assert blank(house) == ["s1"]
 
 
 def test_missing_walls_fail_closed() -> None:
@@ -305,7 +449,7 @@ def test_missing_walls_fail_closed() -> None:
     house = make_house()
     house.handle(on.Begin())
     house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
-    out = house.handle(on.SlotBuilt("s1", degraded=True))
+    out = house.handle(on.SlotBuilt("s1", 1, degraded=True))
 
     assert "DestroySlot" in kinds(out)
     assert "AssignSlot" not in kinds(out)
@@ -317,10 +461,41 @@ def test_a_best_effort_tenant_may_live_with_missing_walls() -> None:
     house.handle(on.Begin())
     house.handle(on.TenantSet("strict", running=True, strict=True, models=ONE))
     house.handle(on.TenantSet("easy", running=True, strict=False, models=ONE))
-    house.handle(on.SlotBuilt("s1", degraded=True))
+    house.handle(on.SlotBuilt("s1", 1, degraded=True))
 
     assert house.slots["s1"].tenant == "easy"
     assert house.tenant_state("strict") == "starting"
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["strict", "best-effort"])
+def test_a_strict_tenant_learns_which_walls_it_waits_for(*, others: bool) -> None:
+    """Whether the degraded slot was refused or lies blank for others; a slot of another profile says nothing of it."""
+    house = make_house()
+    house.handle(on.Begin())
+    house.handle(on.TenantSet("other", running=True, strict=others, models=()))
+    house.handle(on.TenantSet("a", running=True, strict=True, models=(), profile="subprocess"))
+    house.handle(on.RollAsked("op", "a", ONE, 10.0))
+    (slot,) = [slot.id for slot in house.slots.values() if slot.profile == "subprocess"]
+    house.handle(on.SlotBuilt(slot, 1, degraded=True, lacks=("landlock",)))
+    house.handle(on.SlotBuilt("s1", 1))
+    failure = answer(house.handle(on.TimerFired(Timer("roll", "op"))))
+
+    assert failure is not None
+    assert failure.code == "pool.empty"
+    assert "walls are missing (landlock)" in failure.message
+    assert "bedsit doctor" in failure.hint
+
+
+def test_a_tenant_learns_why_its_slots_are_refused() -> None:
+    """What was said about the last one, until one is built."""
+    house = make_house()
+    house.handle(on.Begin())
+    house.handle(on.SlotRefused("s1", "no memory"))
+    tenant = Tenant("a")
+    assert house.explain_wait(tenant) == ("; the last one was refused: no memory", "see: bedsit events")
+    house.handle(on.TimerFired(Timer("pool", "")))
+    house.handle(on.SlotBuilt("s2", 1))
+    assert house.explain_wait(tenant) == ("", "see: bedsit events")
 
 
 def test_a_worker_that_lies_changes_nothing() -> None:
@@ -348,10 +523,10 @@ def test_adopts_who_fits_and_drains_who_does_not() -> None:
     """After recovery, a slot with other models than the registry's finishes and goes."""
     house = make_house()
     house.handle(on.TenantSet("a", running=True, strict=True, models=TWO))
-    house.handle(on.SlotAdopted("old", "serving", "a", ONE, degraded=False))
-    house.handle(on.SlotAdopted("new", "loading", "a", TWO, degraded=False))
-    house.handle(on.SlotAdopted("none", "serving", "deleted", ONE, degraded=False))
-    house.handle(on.SlotAdopted("half", "loading", "a", ONE, degraded=False))
+    house.handle(on.SlotAdopted("old", "serving", "a", ONE, degraded=False, generation=1))
+    house.handle(on.SlotAdopted("new", "loading", "a", TWO, degraded=False, generation=1))
+    house.handle(on.SlotAdopted("none", "serving", "deleted", ONE, degraded=False, generation=1))
+    house.handle(on.SlotAdopted("half", "loading", "a", ONE, degraded=False, generation=1))
 
     assert {slot.id: slot.state for slot in house.slots.values()} == {
         "old": "draining", "new": "loading", "none": "dying", "half": "dying",
@@ -371,3 +546,66 @@ def test_shuts_down_when_the_last_slot_is_gone() -> None:
     outs = [house.handle(on.SlotGone(slot)) for slot in names]
 
     assert [sum(isinstance(i, do.Finish) for i in out) for out in outs] == [0] * (len(names) - 1) + [1]
+
+
+def subprocess_house(**sizes: int) -> House:
+    """A house with one blank slot, s1, in which tenant a wants children."""
+    house = open_house(**sizes)
+    house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
+    return house
+
+
+def built(house: House, slot: str) -> list[do.Instruction]:
+    """The slot comes up."""
+    return house.handle(on.SlotBuilt(slot, 1))
+
+
+def test_another_profile_is_built_when_somebody_waits() -> None:
+    """The blank slot of the pool is left alone; one with the profile is made for the tenant, and used once."""
+    house = open_house()
+
+    out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
+
+    assert [i for i in out if isinstance(i, do.BuildSlot)] == [do.BuildSlot("s2", "subprocess")]
+    assert do.AssignSlot("s2", "a", ONE) in built(house, "s2")
+    assert house.slots["s1"].state == "blank"
+
+
+def test_a_slot_of_another_profile_that_nobody_needs_ends() -> None:
+    """Its tenant stopped while it was built: it is no slot for the pool."""
+    house = subprocess_house()
+    house.handle(on.TenantSet("a", running=False, strict=True, models=ONE, profile="subprocess"))
+
+    assert do.DestroySlot("s2") in built(house, "s2")
+
+
+def test_a_full_box_gives_a_blank_slot_up() -> None:
+    """Room for the one that is waited for comes from the pool."""
+    house = open_house(pool=2, most=2)
+    built(house, "s2")
+
+    out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
+    assert [i for i in out if isinstance(i, do.DestroySlot)] == [do.DestroySlot("s1")]
+
+    assert kinds(house.handle(on.SlotGone("s1"))) == ["BuildSlot"]
+    assert house.slots["s3"].profile == "subprocess"
+
+
+def test_a_changed_profile_is_a_new_slot() -> None:
+    """A slot keeps its profile for life: the old one drains, and one of the new profile is built."""
+    house = serving_house()
+
+    out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
+
+    assert house.slots["s1"].state == "draining"
+    assert do.BuildSlot("s3", "subprocess") in out
+
+
+def test_an_adopted_slot_of_another_profile_is_replaced() -> None:
+    """The daemon ended between writing the wish down and carrying it out."""
+    house = make_house()
+    house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="standard"))
+
+    house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=False, generation=1, profile="subprocess"))
+
+    assert house.slots["s9"].state == "draining"

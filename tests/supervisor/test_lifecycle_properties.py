@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bedsit.ipc.errors import error
+from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
@@ -16,8 +17,9 @@ from bedsit.supervisor.tenancy import Limits
 
 TENANTS = st.sampled_from(["a", "b", "c"])
 SETS = st.sampled_from([(), ((1, 1),), ((1, 1), (1, 2)), ((1, 2), (2, 1))])
+PROFILES = st.sampled_from(["standard", "subprocess"])
 CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 1")])
-POOL, MOST = 2, 5
+POOL, MOST, FORKS = 2, 5, 3
 
 
 class Shell(RuleBasedStateMachine):
@@ -27,7 +29,7 @@ class Shell(RuleBasedStateMachine):
     def open(self, *, best_effort: bool) -> None:
         """An open house with a zygote."""
         numbers = itertools.count(1)
-        self.house = House(Limits(POOL, MOST, 120.0, 60.0), lambda: f"s{next(numbers)}")
+        self.house = House(Limits(POOL, MOST, 120.0, 60.0, FORKS), lambda: f"s{next(numbers)}")
         self.operations = itertools.count(1)
         self.best_effort = best_effort
         self.pending: set[str] = set()
@@ -37,27 +39,40 @@ class Shell(RuleBasedStateMachine):
         self.destroyed: set[str] = set()
         self.gone: set[str] = set()
         self.published: dict[str, str] = {}
-        self.zygote_asked = False
+        self.generations = itertools.count(1)
+        self.zygote = self.starting = 0
+        self.builders: dict[str, int] = {}
+        self.blank: set[str] = set()
+        self.about = ""
         self.closing = self.finished = False
         self.hear(on.Begin())
-        self.hear(on.ZygoteUp(1))
+        self.zygote_comes(works=True)
 
     def hear(self, stimulus: on.Stimulus) -> None:
         """Handle a stimulus and carry out what follows."""
+        self.about = getattr(stimulus, "slot", "")
+        self.blank = {slot.id for slot in self.house.slots.values() if slot.state == "blank"}
         for instruction in self.house.handle(stimulus):
             self.carry_out(instruction)
 
     def carry_out(self, instruction: do.Instruction) -> None:
         """Do what the shell would do, and check that it may be asked."""
         match instruction:
-            case do.BuildSlot():
+            case do.BuildSlot(slot):
                 assert not self.closing
+                assert self.zygote, "somebody has to fork it"
+                self.builders[slot] = self.zygote
             case do.AssignSlot(slot, tenant, models):
                 assert slot not in self.assigned, "a slot serves one tenant, once"
                 assert slot not in self.destroyed
+                assert self.house.slots[slot].profile == self.house.tenants[tenant].profile
                 self.assigned[slot] = (tenant, models)
             case do.DestroySlot(slot):
                 assert slot not in self.destroyed, "a slot is destroyed once"
+                if slot in self.blank and slot != self.about and not self.closing and not self.makes_room(slot):
+                    full = len(self.house.slots) == MOST
+                    assert full or self.house.statistics().blank >= POOL, "a replaced generation costs the pool nothing"
+                    assert self.builders[slot] < self.zygote, "nobody else's blank slot is replaced"
                 self.destroyed.add(slot)
             case do.Commit(operation):
                 assert operation in self.pending
@@ -71,13 +86,22 @@ class Shell(RuleBasedStateMachine):
             case do.StopTimer(timer):
                 self.timers.discard(timer)
             case do.StartZygote():
-                self.zygote_asked = True
+                assert not self.closing
+                assert not self.starting, "one at a time"
+                self.starting = next(self.generations)
+            case do.RetireZygote(generation):
+                assert generation != self.zygote, "another one has taken over"
             case do.Finish():
                 assert not self.house.slots
                 assert not self.finished, "finished once"
                 self.finished = True
             case do.Publish():
                 self.published = {slot.id: slot.state for slot in self.house.slots.values() if slot.tenant}
+
+    def makes_room(self, slot: str) -> bool:
+        """Whether a blank slot may go for the sake of a profile that the pool does not hold, or is of one itself."""
+        waits = any(tenant.profile != "standard" for tenant in self.house._waiting.values())
+        return waits or self.house.slots[slot].profile != "standard"
 
     def commit(self, operation: str) -> None:
         """Write down, or fail to."""
@@ -92,15 +116,33 @@ class Shell(RuleBasedStateMachine):
         """A slot that is there, or one that never was."""
         return data.draw(st.sampled_from([*sorted(self.house.slots), "s999"]))
 
-    @rule(up=st.booleans())
-    def zygote(self, *, up: bool) -> None:
-        """It comes and goes."""
-        self.hear(on.ZygoteUp(1) if up else on.ZygoteDown("gone"))
+    @rule(works=st.booleans())
+    def zygote_comes(self, *, works: bool) -> None:
+        """The one that was asked for starts, or does not."""
+        generation, self.starting = self.starting, 0
+        if generation and works:
+            self.zygote = generation
+            self.hear(on.ZygoteUp(generation, 0))
+        elif generation:
+            self.hear(on.ZygoteDown(generation, "did not start"))
 
-    @rule(tenant=TENANTS, running=st.booleans(), models=SETS)
-    def set_tenant(self, *, tenant: str, running: bool, models: on.ModelSet) -> None:
+    @precondition(lambda self: self.starting)
+    @rule()
+    def zygote_is_up(self) -> None:
+        """The one that was asked for starts."""
+        self.zygote_comes(works=True)
+
+    @precondition(lambda self: self.zygote)
+    @rule()
+    def zygote_goes(self) -> None:
+        """The one that forks dies."""
+        generation, self.zygote = self.zygote, 0
+        self.hear(on.ZygoteDown(generation, "gone"))
+
+    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES)
+    def set_tenant(self, *, tenant: str, running: bool, models: on.ModelSet, profile: Profile) -> None:
         """The operator wishes."""
-        self.hear(on.TenantSet(tenant, running, not self.best_effort, models))
+        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile))
 
     @rule(tenant=TENANTS)
     def delete_tenant(self, tenant: str) -> None:
@@ -121,7 +163,8 @@ class Shell(RuleBasedStateMachine):
         building = sorted(slot.id for slot in self.house.slots.values() if slot.state == "building")
         if building:
             slot = data.draw(st.sampled_from(building))
-            self.hear(on.SlotBuilt(slot, degraded) if works else on.SlotRefused(slot, "no"))
+            built = on.SlotBuilt(slot, self.builders[slot], degraded=degraded)
+            self.hear(built if works else on.SlotRefused(slot, "no"))
 
     def go_on(self, data: st.DataObject) -> None:
         """The news that a slot is there for: without this rule most runs would stay in the hall."""
@@ -131,7 +174,7 @@ class Shell(RuleBasedStateMachine):
         if slot.state == "dying":
             self.gone.add(slot.id)
         news: dict[str, on.Stimulus] = {
-            "building": on.SlotBuilt(slot.id),
+            "building": on.SlotBuilt(slot.id, self.builders[slot.id]),
             "loading": on.ModelsLoaded(slot.id),
             "draining": on.SlotDrained(slot.id),
             "dying": on.SlotGone(slot.id),
@@ -204,7 +247,7 @@ class Shell(RuleBasedStateMachine):
         for tenant in self.house.tenants.values():
             if tenant.slot is not None:
                 slot = self.house.slots[tenant.slot]
-                assert (slot.tenant, slot.models) == (tenant.name, tenant.models)
+                assert (slot.tenant, slot.models, slot.profile) == (tenant.name, tenant.models, tenant.profile)
                 assert slot.state in ("loading", "serving")
                 assert self.assigned[slot.id] == (tenant.name, tenant.models)
             if tenant.roll is not None and tenant.roll.slot is not None:
@@ -219,6 +262,30 @@ class Shell(RuleBasedStateMachine):
             if tenant.running and tenant.models and tenant.slot is None:
                 waits = ("tenant", tenant.name) in self.house._waiting
                 assert waits or Timer("restart", tenant.name) in self.timers
+
+    @invariant()
+    def a_zygote_is_there_or_on_its_way(self) -> None:
+        """None, or one that has forked enough: the next one starts, or its timer is set."""
+        if not self.closing and (not self.zygote or self.house.rotation.forks >= FORKS):
+            assert self.starting or Timer("zygote") in self.timers
+
+    @invariant()
+    def blank_slots_of_an_old_generation_do_not_stay(self) -> None:
+        """One after the other; in a full box the old one goes first, when nobody waits."""
+        kept = self.house.rotation.oldest_kept
+        stale = [slot for slot in self.house.slots.values() if slot.state == "blank" and slot.generation < kept]
+        states = {slot.state for slot in self.house.slots.values()}
+        if stale and self.zygote and Timer("pool") not in self.timers and not self.closing:
+            full = len(self.house.slots) == MOST
+            assert "building" in states or (full and ("dying" in states or self.house._waiting))
+
+    @invariant()
+    def only_standard_slots_are_pooled(self) -> None:
+        """A blank slot of another profile is there for somebody who waits."""
+        if self.closing or self.house._pool_resting or self.house.rotation.current is None:
+            return
+        blank = sum(slot.state == "blank" and slot.profile != "standard" for slot in self.house.slots.values())
+        assert blank <= sum(tenant.profile != "standard" for tenant in self.house._waiting.values())
 
     @invariant()
     def an_open_operation_can_end(self) -> None:

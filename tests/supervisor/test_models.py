@@ -17,6 +17,7 @@ from bedsit.cli.pack import open_bundle
 from bedsit.ipc.admin import AdminClient, Body
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.frames import recv_frame, send_frame
+from tests_support.marks import PATIENCE
 
 pytestmark = pytest.mark.root
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -119,6 +120,7 @@ def test_a_model_that_does_not_load_changes_nothing(shared_box: Any, source: str
     assert np.array_equal(X, infer(shared_box))
 
 
+@PATIENCE(part="attack", outcome="ended")
 def test_a_model_that_never_loads_ends_at_its_deadline(shared_box: Any) -> None:
     """The deadline of a deployment holds, and its slot is gone afterwards."""
     shared_box.tenant()

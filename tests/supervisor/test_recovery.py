@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import bedsit
 from bedsit.cli.pack import open_bundle
 from bedsit.ipc.admin import AdminClient, Body
 from bedsit.ipc.errors import BedsitError
-from bedsit.ipc.seqpacket import recv_packet, send_packet
+from bedsit.sandbox.inspect import LAYERS
+from tests_support.marks import ADOPTION, HALF_BUILT
 
 pytestmark = pytest.mark.root
 
@@ -48,11 +50,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@ADOPTION(part="attack", outcome="ended")
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
         (tear_record, "torn record"),
         (edit(version=99), "foreign version 99"),
+        (edit(version=1), "foreign version 1"),
         (edit(slot="s00000000"), "record of slot s00000000"),
         (edit(nonce="00"), "another one than the record says"),
         (edit(init_start=1), "is not the init of the record"),
@@ -94,6 +98,7 @@ def test_a_slot_that_died_meanwhile_is_cleared(box: Any) -> None:
     assert not (box.run / "slots" / old["slot"]).exists()
 
 
+@HALF_BUILT(part="attack", outcome="killed at the next start")
 def test_an_unknown_group_is_killed(box: Any) -> None:
     """Half-built: a process in a group of ours that no record names."""
     box.kill_daemon()
@@ -159,6 +164,32 @@ def test_a_slot_of_models_that_were_not_committed_is_replaced(routed_box: Any) -
     assert after["slot"] != before["slot"]
 
 
+def test_a_slot_keeps_profile_and_proofs(routed_box: Any) -> None:
+    """What a slot was born as is in its record: adopted with every wall on, and not replaced."""
+    routed_box.tenant("vision", profile="subprocess")
+    routed_box.deploy()
+    (before,) = routed_box.ps(tenant="vision")
+    routed_box.kill_daemon()
+    routed_box.start()
+    (after,) = routed_box.ps(tenant="vision")
+
+    assert (after["worker_pid"], after["state"]) == (before["worker_pid"], "serving")
+    assert routed_box.call("tenant.show", name="vision")["walls"] == dict.fromkeys(LAYERS, "on")
+
+
+def test_a_slot_of_a_changed_profile_is_replaced(routed_box: Any) -> None:
+    """The registry decides: a slot of another profile drains, and one of the wanted profile starts."""
+    routed_box.tenant("vision", profile="subprocess")
+    routed_box.deploy()
+    (before,) = routed_box.ps(tenant="vision")
+    routed_box.kill_daemon()
+    edit_record(routed_box, before["slot"], profile="standard")
+    routed_box.start()
+    (after,) = routed_box.wait(lambda: routed_box.ps(state="serving"))
+
+    assert after["slot"] != before["slot"]
+
+
 def test_a_tenant_deleted_meanwhile_loses_its_slot(routed_box: Any) -> None:
     """The registry was written, the slot not yet ended."""
     routed_box.tenant("vision")
@@ -198,29 +229,34 @@ def test_a_zygote_that_died_meanwhile_is_followed(box: Any) -> None:
     assert box.ps(state="blank")[0]["slot"] == slots[0]["slot"]
 
 
-def test_a_zygote_of_another_version_is_told_to_leave(box: Any) -> None:
+OTHER_ZYGOTE = """
+import os, socket, sys
+from bedsit.ipc.seqpacket import recv_packet, send_packet
+
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen()
+    print("ready", flush=True)
+    peer, _ = listener.accept()
+    while (message := recv_packet(peer)[0]) is not None and message["op"] != "stop":
+        print(message["op"], flush=True)
+        hello = {"ok": True, "generation": 7, "pid": os.getpid(), "version": sys.argv[2], "forks": 0}
+        send_packet(peer, hello | {"protocol": int(sys.argv[3])})
+    print("stop" if message else "lost", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("version", "protocol"), [("0.0.1", 2), (bedsit.__version__, 1)])
+def test_a_zygote_of_another_version_is_told_to_leave(box: Any, version: str, protocol: int) -> None:
     """After an upgrade the old generation stops, however new its number is; the slots are none of its business."""
     box.kill_daemon()
-    told: list[Any] = []
-
-    def answer_as_an_old_one(listener: socket.socket) -> None:
-        peer, _ = listener.accept()
-        with peer:
-            while (message := recv_packet(peer)[0]) is not None:
-                told.append(message["op"])
-                if message["op"] == "stop":
-                    return
-                pid = os.getpid()
-                hello = {"ok": True, "generation": 7, "pid": pid, "version": "0.0.1", "forks": 0, "protocol": 1}
-                send_packet(peer, hello)
-
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(box.run / "zygotes" / "7.sock"))
-        listener.listen()
-        old = threading.Thread(target=answer_as_an_old_one, args=(listener,))
-        old.start()
+    path = box.run / "zygotes" / "7.sock"
+    argv = [sys.executable, "-c", OTHER_ZYGOTE, str(path), version, str(protocol)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as old:
+        assert old.stdout is not None
+        assert old.stdout.readline() == "ready\n"
         box.start()
-        old.join(10)
+        told = old.stdout.read().split()
 
     assert told == ["hello", "stop"]
     assert box.call("status")["zygote"]["generation"] == 1

@@ -4,12 +4,15 @@ import contextlib
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor import migrations
+from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.keys import make_key
 from bedsit.supervisor.registry import NewTenant, NewVersion, Registry
 
@@ -65,13 +68,13 @@ def test_deleting_a_tenant_deletes_all_it_has(registry: Registry) -> None:
     """Keys, models, versions and the tally go too."""
     row = registry.add_tenant(VISION, make_key(), AT)
     registry.add_version(row.number, version(1, 1), AT)
-    registry.count_restart(row.number, "signal 9")
+    registry.count_restart(row.number, Cause("signal", "signal 9"))
     registry.delete_tenant("vision")
 
     assert registry.keys(row.number) == []
     assert registry.models(row.number) == []
     assert registry.digests() == set()
-    assert registry.tally(row.number) == (0, None)
+    assert registry.tally(row.number) == (0, None, None)
 
 
 def test_versions_count_up_and_the_newest_is_the_default(registry: Registry) -> None:
@@ -105,10 +108,10 @@ def test_versions_count_up_and_the_newest_is_the_default(registry: Registry) -> 
 def test_the_tally_counts_and_keeps_the_last_cause(registry: Registry) -> None:
     """How often, and why last."""
     tenant = registry.add_tenant(VISION, make_key(), AT).number
-    registry.count_restart(tenant, "signal 9")
-    registry.count_restart(tenant, "out of memory")
+    registry.count_restart(tenant, Cause("signal", "signal 9"))
+    registry.count_restart(tenant, Cause("oom", "out of memory"))
 
-    assert registry.tally(tenant) == (2, "out of memory")
+    assert registry.tally(tenant) == (2, "oom", "out of memory")
 
 
 def test_what_is_missing_is_told(registry: Registry) -> None:
@@ -149,6 +152,27 @@ def test_the_database_of_a_newer_bedsit_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(BedsitError, match=r"state\.foreign"):
         Registry(tmp_path / "bedsit.db")
+
+
+def test_limits_are_written_down_and_an_older_database_gets_those_that_change_nothing(tmp_path: Path) -> None:
+    """A tenant of before has the usual weight, every core and no limit of bandwidth; what is set then is kept."""
+    db = sqlite3.connect(tmp_path / "bedsit.db", isolation_level=None)
+    for name in migrations.NAMES[:3]:
+        db.executescript(files("bedsit.supervisor.migrations").joinpath(name).read_text())
+    db.execute("PRAGMA user_version = 3")
+    names = "name, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max, created_at"
+    db.execute(f"INSERT INTO tenants ({names}) VALUES ('old', 'strict', 1, 1.0, 4, 1, 1, 1, 1, 'then')")
+    db.execute("INSERT INTO tallies VALUES (1, 3, 'signal 9')")
+    db.close()
+    registry = Registry(tmp_path / "bedsit.db")
+    old = registry.tenant("old")
+
+    assert (old.cpu_weight, old.cpu_idle, old.cores, old.io_bps) == (100, False, "all", 0)
+    assert registry.tally(1) == (3, "unknown", "signal 9")
+    new = replace(old, cpu_weight=7, cpu_idle=True, cores="0-1", io_bps=5, pids=9)
+    registry.set_limits(new)
+    assert registry.tenant("old") == new
+    registry.close()
 
 
 @pytest.mark.root

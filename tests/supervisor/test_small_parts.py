@@ -8,17 +8,21 @@ import socket
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor.atomic import write_atomically
 from bedsit.supervisor.causes import Cause, classify
+from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders, lock_run, lock_uids
 from bedsit.supervisor.keys import make_key
 from bedsit.supervisor.log import Journal
 from bedsit.supervisor.notify import Notifier
 from bedsit.supervisor.records import Places, Record, Records, Unreadable, load_places, save_places
+from bedsit.supervisor.refusedcalls import RefusedCalls
+from bedsit.supervisor.registry import Registry
 from bedsit.supervisor.reports import clean_text, read_failure
 from bedsit.supervisor.tenantlogs import KEPT, LogFollower, last_lines, open_logs
 from bedsit.supervisor.uids import UidPairs
@@ -33,6 +37,8 @@ MIB = 1 << 20
         (3 << 8, 0, 0, Cause("exit", "exit status 3")),
         (signal.SIGKILL, 0, 0, Cause("signal", "signal 9 (SIGKILL)")),
         (40, 0, 0, Cause("signal", "signal 40 (real-time)")),
+        (signal.SIGSYS, 0, 0, Cause("seccomp", "a system call that the jail kills for (SIGSYS)")),
+        (signal.SIGSYS | 0x80, 0, 5, Cause("seccomp", "a system call that the jail kills for (SIGSYS)")),
         (signal.SIGKILL, 1, 0, Cause("oom", "out of memory: limit 256 MiB")),
         (None, 2, 0, Cause("oom", "out of memory: limit 256 MiB")),
         (1 << 8, 0, 5, Cause("pids", "out of processes: limit 64")),
@@ -126,10 +132,10 @@ def test_records_come_back(tmp_path: Path) -> None:
     assert records.load("s1") == make_record()
     assert records.list() == ["s1"]
 
-    (tmp_path / "s2.json").write_text('{"version": 1, "slot"')
-    (tmp_path / "s3.json").write_text('{"version": 2}')
-    (tmp_path / "s4.json").write_text('{"version": 1}')
-    for slot, says in (("s2", "torn"), ("s3", "foreign version 2"), ("s4", "torn"), ("s5", "torn")):
+    (tmp_path / "s2.json").write_text('{"version": 2, "slot"')
+    (tmp_path / "s3.json").write_text('{"version": 1}')
+    (tmp_path / "s4.json").write_text('{"version": 2}')
+    for slot, says in (("s2", "torn"), ("s3", "foreign version 1"), ("s4", "torn"), ("s5", "torn")):
         with pytest.raises(Unreadable, match=says):
             records.load(slot)
 
@@ -226,3 +232,25 @@ def test_tenant_logs_are_read_merged_and_pruned(tmp_path: Path) -> None:
     (folder / "s10.0.log").write_bytes(b"2026-11-23T22:03:00.000Z out anew\n")
 
     assert [line.text for line in follower.poll()] == ["anew"]
+
+
+def test_refused_calls_are_told_at_a_bounded_rate(tmp_path: Path) -> None:
+    """The count of a tenant that was deleted goes with it: the next one of that name has a new one."""
+    Registry(tmp_path / "bedsit.db").close()
+    events = Events(tmp_path / "bedsit.db", 1000, lambda: "t")
+    tenants = {"a", "b"}
+    calls = RefusedCalls(events, tenants)
+    of = {name: msgspec.structs.replace(make_record(), tenant=name) for name in tenants}
+    for _ in range(50):
+        calls.hear(of["a"], 1)
+    told = len(events.last(1000))
+
+    assert 16 <= told < 20
+
+    tenants.remove("a")
+    calls.hear(of["b"], 1)
+    tenants.add("a")
+    calls.hear(of["a"], 1)
+
+    assert len(events.last(1000)) == told + 2
+    events.close()

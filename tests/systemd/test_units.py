@@ -115,6 +115,15 @@ def test_what_is_left_open_has_its_reason_beside_it(name: str) -> None:
                 assert re.search(rf"CAP_{short}\b|/{short}\b|CAP_SETUID/SET{short[3:]}", comment), capability
 
 
+def test_what_the_readme_enables_can_be() -> None:
+    """``systemctl enable`` of a unit without [Install] does nothing, and the box comes back without it."""
+    words = re.search(r"^systemctl enable --now (.+)$", (UNITS / "README.md").read_text(), re.MULTILINE)
+    assert words is not None
+    for name in words[1].split():
+        wanted = [value for _, key, value in read_directives(f"{name}.service") if key == "WantedBy"]
+        assert wanted == ["multi-user.target"], name
+
+
 def test_the_router_has_nothing_and_is_always_restarted() -> None:
     """Its own user, no capability, no delay, no limit of restarts."""
     directives = {key: value for _, key, value in read_directives("bedsit-router.service")}
@@ -146,11 +155,34 @@ def test_a_zygote_is_never_restarted_and_its_slots_survive_it() -> None:
     assert {key: directives[key] for key in wanted} == wanted
 
 
+def test_nothing_of_systemds_environment_gets_into_the_zygote() -> None:
+    """What is in its memory is in every slot's: it is started through `env -i`, and no line puts a word back."""
+    directives = {key: value for _, key, value in read_directives("bedsit-zygote@.service")}
+    assert directives["ExecStart"].startswith("/usr/bin/env -i OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 ")
+    assert not {"Environment", "EnvironmentFile", "PassEnvironment"} & set(directives)
+
+
+def test_the_daemon_has_gone_before_a_zygote_is_stopped() -> None:
+    """At power-off nobody takes a zygote's end for a crash and orders the next one."""
+    directives = {key: value for _, key, value in read_directives("bedsit-zygote@.service")}
+    assert directives["Before"] == "bedsitd.service"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_stopping_never_takes_long(name: str) -> None:
+    """Each ends on SIGTERM at once; the limit is for one that hangs, and stays within seconds."""
+    directives = {key: value for _, key, value in read_directives(name)}
+    assert int(directives["TimeoutStopSec"]) <= 10
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_the_programs_are_those_of_the_package(name: str) -> None:
     """What ExecStart names exists: a console script of the package, or a module of it."""
-    (command,) = [value for _, key, value in read_directives(name) if key == "ExecStart"]
+    text = (UNITS / name).read_text().replace("\\\n", " ")
+    (command,) = [line.removeprefix("ExecStart=") for line in text.splitlines() if line.startswith("ExecStart=")]
     program, *words = command.split()
+    if program == "/usr/bin/env":
+        program, *words = [word for word in words if word != "-i" and not re.match(r"[A-Z_]+=", word)]
     assert program.startswith("/opt/bedsit/bin/")
     if "-m" in words:
         module = words[words.index("-m") + 1].split(".")

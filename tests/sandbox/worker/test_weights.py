@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.worker.weights import map_safetensors
+from tests_support.marks import PICKLE
 
 Map = Callable[..., dict[str, torch.Tensor]]
 
@@ -45,6 +46,7 @@ def _row(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16)) -> dict[
     return {"t": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
+@PICKLE(part="twin", outcome="weights without pickle are read")
 @pytest.mark.parametrize("offset", [0, 1, 512, 4095, 4096, 5000])
 def test_what_safetensors_writes_is_read(load: Map, offset: int) -> None:
     """Every dtype, scalars and empty tensors, wherever the file lies in the artifact."""

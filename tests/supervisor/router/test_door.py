@@ -16,6 +16,7 @@ import pytest
 
 from bedsit import BedsitError, Client
 from bedsit.ipc.seqpacket import send_bytes, send_packet
+from tests_support.marks import DESCRIPTORS, MSGPACK, PATIENCE
 
 STRANGER_UID = 1_899_999_800
 ONE = {"x": np.zeros(1, np.float32)}
@@ -53,6 +54,7 @@ def _code(plane: Any, model: str = "gate", version: int | None = None, **who: An
     return caught.value.code
 
 
+@DESCRIPTORS(part="twin", outcome="a packet without is answered")
 def test_a_key_opens_its_tenant_for_any_user_and_nothing_opens_it_without(plane: Any) -> None:
     """A stranger's process is let in by the key alone; without one, or with a wrong one, it is not."""
     plane.add_slot("acme")
@@ -121,6 +123,7 @@ def test_sessions_are_limited_per_tenant(plane: Any) -> None:
 _OPEN = {"op": "open", "v": 1, "tenant": "acme", "key": None}
 
 
+@MSGPACK(part="attack", outcome="hung up on")
 def test_a_first_packet_that_is_no_opening_is_hung_up_on(plane: Any) -> None:
     """Whatever comes instead of an opening ends that connection, leaves nothing behind, and hurts nobody."""
     before = plane.descriptors()
@@ -154,13 +157,18 @@ def test_a_first_packet_that_is_no_opening_is_hung_up_on(plane: Any) -> None:
     plane.knock("acme")
 
 
+@DESCRIPTORS(part="attack", outcome="none is kept")
 def test_nobody_hands_a_descriptor_in(plane: Any) -> None:
-    """A packet with descriptors beside it ends the connection, and the router holds none of them."""
+    """A packet with descriptors is refused by the kernel (6.16) or ends the connection; the router keeps none."""
     before = plane.descriptors()
     reader, writer = os.pipe()
     with _connection(plane) as sock:
-        send_packet(sock, _OPEN, [writer, writer, writer])
-        assert sock.recv(4096) == b""
+        try:
+            send_packet(sock, _OPEN, [writer, writer, writer])
+        except PermissionError:
+            pass
+        else:
+            assert sock.recv(4096) == b""
     os.close(writer)
     assert os.read(reader, 1) == b""  # end of file: no other copy of the writing end is left anywhere
     os.close(reader)
@@ -187,6 +195,7 @@ def test_a_wrong_question_is_answered_with_an_error(plane: Any) -> None:
         assert session.door.list_models() == {"gate": [1]}
 
 
+@PATIENCE(part="attack", outcome="hung up on")
 def test_a_client_that_never_reads_its_answers_loses_its_session(plane: Any) -> None:
     """Answers are not kept for a door that is not read: the session ends and the router goes on."""
     plane.add_hostile("acme")
@@ -213,6 +222,7 @@ sys.stdin.read()
 """
 
 
+@PATIENCE(part="attack", outcome="others are served")
 def test_connections_that_say_nothing_do_not_keep_others_out(plane: Any) -> None:
     """One user's crowd at the door, more than the router lets wait, leaves room for everybody else."""
     door = str(plane.run_dir / "router" / "door.sock")

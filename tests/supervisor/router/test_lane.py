@@ -12,6 +12,9 @@ import zmq
 from bedsit import Client
 from bedsit.ipc import wire
 from bedsit.ipc.wire import Kind
+from bedsit.supervisor.router.pressure import MEMORY_BYTES as PRESSED_BYTES
+from tests_support.marks import ENDLESS, LANE
+from tests_support.zmtp import GREETING, greet
 
 ONE = {"x": np.zeros(1, np.float32)}
 
@@ -21,6 +24,7 @@ def _works(plane: Any, tenant: str = "beta") -> bool:
         return bool(client.infer("gate", ONE)["y"][0] == 1.0)
 
 
+@LANE(part="twin", outcome="a good packet among them is answered")
 def test_malformed_envelopes_are_answered_and_the_session_goes_on(plane: Any) -> None:
     """Each broken envelope gets ``wire.malformed`` under id 0; a good request after them is answered."""
     plane.add_slot("acme")
@@ -106,6 +110,7 @@ def test_an_id_that_is_in_flight_already_ends_that_session_and_no_other(plane: A
     assert other.answer() == (1, Kind.RESPONSE, "")
 
 
+@LANE(part="attack", outcome="others are served")
 def test_a_flood_of_tiny_frames_leaves_other_tenants_alone(plane: Any) -> None:
     """While one tenant sends 20 000 frames of rubbish, each of another tenant's requests succeeds."""
     plane.add_slot("beta")
@@ -129,6 +134,7 @@ def test_a_flood_of_tiny_frames_leaves_other_tenants_alone(plane: Any) -> None:
     assert plane.stats("beta")["errors"] == 0
 
 
+@LANE(part="attack", outcome="dropped")
 def test_packets_over_the_limit_and_of_many_parts_are_dropped(plane: Any) -> None:
     """A packet over 64 KiB costs its sender the connection, one of several parts is dropped, nobody else notices."""
     plane.add_slot("beta")
@@ -143,12 +149,12 @@ def test_packets_over_the_limit_and_of_many_parts_are_dropped(plane: Any) -> Non
     plane.knock("acme")
 
 
+@LANE(part="attack", outcome="others are served")
 def test_strangers_who_do_not_speak_zeromq_are_ignored(plane: Any) -> None:
     """Half a greeting, a greeting of nonsense, a frame that claims 2**63 bytes: others are served meanwhile."""
     plane.add_slot("beta")
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
     peers = []
-    for data in (b"\xff", greeting[:32], b"GET / HTTP/1.1\r\n\r\n" * 10, greeting + b"\x02" + b"\x7f" + b"\xff" * 7):
+    for data in (b"\xff", GREETING[:32], b"GET / HTTP/1.1\r\n\r\n" * 10, GREETING + b"\x02" + b"\x7f" + b"\xff" * 7):
         peer = socket.socket(socket.AF_UNIX)
         peer.connect(str(plane.run_dir / "router" / "lanes" / "2.sock"))
         peer.sendall(data)
@@ -159,33 +165,23 @@ def test_strangers_who_do_not_speak_zeromq_are_ignored(plane: Any) -> None:
     assert _works(plane)
 
 
-def _greet(path: str) -> socket.socket:
-    """A raw ZMTP 3.0 peer of type DEALER."""
-    peer = socket.socket(socket.AF_UNIX)
-    peer.settimeout(30)
-    peer.connect(path)
-    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-    got = b""
-    while len(got) < 64:
-        got += peer.recv(64 - len(got))
-    body = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-    peer.sendall(b"\x04" + bytes([len(body)]) + body)
-    peer.recv(4096)
-    return peer
-
-
-@pytest.mark.xfail(reason="libzmq collects the parts of a message that never ends without any limit of memory")
-def test_a_message_that_never_ends_does_not_fill_the_router(plane: Any) -> None:
-    """A stranger who sends one part after the other, and never the last one, is cut off."""
-    before = plane.resident_bytes()
-    with _greet(str(plane.run_dir / "router" / "lanes" / "1.sock")) as peer:
-        part = b"\x03" + struct.pack(">Q", 65_000) + bytes(65_000)
-        try:
-            for _ in range(2000):
-                peer.sendall(part)
-        except OSError:
-            return
-        assert plane.resident_bytes() - before < 64 << 20
+@ENDLESS(part="attack", outcome="its lane is cut")
+@pytest.mark.parametrize("lane", ["router/lanes/1.sock", "slots/{slot}/router.sock"], ids=["stranger", "worker"])
+@pytest.mark.parametrize(
+    "parts", [b"\x01\x00" * (1 << 18), b"\x03" + struct.pack(">Q", 65_000) + bytes(65_000)], ids=["empty", "large"]
+)
+def test_a_message_that_never_ends_does_not_fill_the_router(plane: Any, lane: str, parts: bytes) -> None:
+    """Who sends one part after the other, and never the last one, is cut off long before libzmq runs out of memory."""
+    plane.add_slot("beta")
+    worker = plane.add_hostile("acme")
+    with (
+        greet(str(plane.run_dir / lane.format(slot=worker.slot))) as peer,
+        pytest.raises(OSError, match=r"Broken pipe|reset"),
+    ):
+        while plane.resident_bytes() < 1 << 30:
+            peer.sendall(parts)
+    assert _works(plane)
+    plane.wait_until(lambda: plane.resident_bytes() < PRESSED_BYTES)
 
 
 def test_a_client_that_left_its_lane_cannot_end_the_router(plane: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bedsit import BedsitError, Client
 from bedsit.ipc.client import _Link
 from bedsit.ipc.session import deadline_after
+from tests_support.marks import PATIENCE, RACE
 
 _MARK = 7.0
 _ELEMENTS = 256 << 10  # 1 MiB in, 1 MiB out
@@ -107,6 +108,7 @@ def test_memory_of_a_cancelled_request_stays_reserved_until_its_worker_is_confir
         assert session.arena.free_bytes() == session.arena.size
 
 
+@PATIENCE(part="attack", outcome="deadline.exceeded")
 def test_the_deadline_is_kept_while_the_worker_is_busy(plane: Any) -> None:
     """A call returns at its deadline although the worker that has it does not answer."""
     slot = plane.add_slot("acme")
@@ -118,3 +120,12 @@ def test_the_deadline_is_kept_while_the_worker_is_busy(plane: Any) -> None:
         assert time.monotonic() - start >= 0.2
         (plane.folder_of(slot) / "go").touch()
         assert client.infer("gate", {"x": np.zeros(1, np.float32)})["y"][0] == 1.0
+
+
+@RACE(part="twin", outcome="ok")
+def test_a_worker_writes_its_answer_into_the_arena(plane: Any) -> None:
+    """Payload does lie in shared pages: the client gets what the worker wrote there."""
+    plane.add_slot("acme")
+    x = np.arange(_ELEMENTS, dtype=np.float32)
+    with Client("acme", run_dir=str(plane.run_dir)) as client:
+        assert (client.infer("gate", {"x": x})["y"] == x + 1).all()

@@ -11,6 +11,7 @@ from bedsit import BedsitError, Client
 from bedsit.ipc import wire
 from bedsit.ipc.snapshot import VersionView
 from bedsit.ipc.wire import Kind
+from tests_support.marks import PATIENCE
 
 
 def _cancel(ident: int) -> bytes:
@@ -161,6 +162,7 @@ def test_deleting_a_tenant_ends_its_sessions_and_frees_its_name(plane: Any) -> N
     assert not other.is_over()
 
 
+@PATIENCE(part="twin", outcome="an answer in time")
 def test_a_model_that_raises_is_the_callers_error_and_the_worker_lives(plane: Any) -> None:
     """An exception in a model is ``model.failed`` with its text, and the next call is answered."""
     plane.add_slot("acme")

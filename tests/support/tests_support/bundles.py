@@ -112,6 +112,35 @@ def build(bundle):
     return call
 """
 
+# A program of the box, then one that the model wrote itself, then a child that stays. The exit status, or the errno.
+PARENT = """
+import os, subprocess, torch
+
+def run(path):
+    try:
+        return float(subprocess.run([path], timeout=30).returncode)
+    except OSError as e:
+        return float(e.errno)
+
+def build(bundle):
+    with open("/tmp/own", "w") as file:
+        file.write("#!/usr/bin/true")
+    os.chmod("/tmp/own", 0o700)
+    return lambda x: torch.tensor([run("/usr/bin/true"), run("/tmp/own")])
+"""
+
+# A system call that no list names; its errno.
+NOVEL = """
+import ctypes, torch
+
+def build(bundle):
+    libc = ctypes.CDLL(None, use_errno=True)
+    def call(x):
+        libc.syscall(int(x[0]))
+        return torch.tensor([float(ctypes.get_errno())])
+    return call
+"""
+
 SPINNER = """
 import time, torch
 

@@ -1,15 +1,19 @@
 """What a test may leave behind: nothing. A snapshot before it, another one after, and the difference is a failure."""
 
+import contextlib
 import gc
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 #: In the environment of every process that a test starts, unless it clears it.
 MARK: Final = "BEDSIT_TEST_RUN"
+#: Words by which things are known that are somebody's.
+Marks = Callable[[], Iterable[str]]
+_kept: Final[list[Marks]] = []
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -36,13 +40,24 @@ def take_snapshot() -> Snapshot:
     )
 
 
+@contextlib.contextmanager
+def keep(marks: Marks) -> Iterator[None]:
+    """What *marks* names does not count meanwhile: folders and pids of something that outlives a test.
+
+    It may start and end processes as it likes, and answers for them when it goes down.
+    """
+    _kept.append(marks)
+    yield
+    _kept.remove(marks)
+
+
 def find_leaks(before: Snapshot, ignored: Iterable[str] = (), within_s: float = 5.0) -> list[str]:
     """What is there and was not *before*, after *within_s* at most for what is still on its way out.
 
-    Things that mention one of *ignored*, the folders and pids of boxes that live longer than a test, do not count.
+    Things that mention one of *ignored*, or of what `keep` was told, do not count.
     """
     deadline = time.monotonic() + within_s
-    words = tuple(ignored)
+    words = (*ignored, *(word for marks in _kept for word in marks()))
     gc.collect()
     while (leaks := _compare(before, words)) and time.monotonic() < deadline:
         time.sleep(0.02)

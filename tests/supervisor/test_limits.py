@@ -1,0 +1,124 @@
+"""A tenant's limits from the operator's word to the kernel: live, lasting, refused by name."""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bedsit.ipc.errors import BedsitError
+
+pytestmark = pytest.mark.root
+
+FILLED = """
+    import torch
+
+    def build(bundle):
+        keep = torch.ones(256 << 18)  # 256 MiB
+        model = torch.nn.Identity()
+        model.register_buffer("keep", keep)
+        return model
+"""
+
+
+def limits(box: Any) -> dict[str, Any]:
+    """What the daemon says now."""
+    found: dict[str, Any] = box.call("tenant.show", name="vision")["limits"]
+    return found
+
+
+def is_held(box: Any) -> bool:
+    """Whether the kernel holds what the daemon says."""
+    return bool(box.call("tenant.show", name="vision")["walls"]["cgroup_limits"] == "on")
+
+
+def test_every_limit_changes_on_the_running_slot(shared_box: Any) -> None:
+    """tenant.set reaches the kernel at once, in both directions, and leaves alone what it does not name."""
+    shared_box.tenant()
+    shared_box.deploy()
+    (row,) = shared_box.ps(tenant="vision")
+    everywhere = os.sched_getaffinity(0)
+
+    shared_box.call("tenant.set", name="vision", cores="0", cpu_weight=300, io_bps=5 << 20)
+    assert os.sched_getaffinity(row["worker_pid"]) == {0}
+    assert (limits(shared_box)["cores"], limits(shared_box)["cpu_weight"], is_held(shared_box)) == ("0", 300, True)
+
+    shared_box.call("tenant.set", name="vision", cpu_idle=True, pids=100)
+    assert (limits(shared_box)["cpu_idle"], limits(shared_box)["pids"], is_held(shared_box)) == (True, 100, True)
+
+    shared_box.call("tenant.set", name="vision", cores="all", cpu_idle=False, io_bps=0)
+    assert os.sched_getaffinity(row["worker_pid"]) == everywhere
+    assert limits(shared_box) == limits(shared_box) | {"cpu_idle": False, "cpu_weight": 300, "io_bps": 0, "pids": 100}
+    assert is_held(shared_box)
+    assert shared_box.ps(tenant="vision")[0]["slot"] == row["slot"]
+
+
+def test_what_was_set_holds_for_the_next_slot_and_the_next_daemon(shared_box: Any) -> None:
+    """Limits are the tenant's, not the slot's, and on disk."""
+    shared_box.tenant(cores="0", cpu_weight=50)
+    shared_box.deploy()
+    shared_box.call("tenant.stop", name="vision")
+    shared_box.call("tenant.set", name="vision", cpu_idle=True)
+    shared_box.call("tenant.start", name="vision")
+    shared_box.kill_daemon()
+    shared_box.start()
+
+    (row,) = shared_box.ps(tenant="vision")
+    assert os.sched_getaffinity(row["worker_pid"]) == {0}
+    assert (limits(shared_box)["cores"], limits(shared_box)["cpu_idle"], is_held(shared_box)) == ("0", True, True)
+
+
+def test_the_kernels_refusal_names_file_value_and_errno_and_changes_nothing(shared_box: Any) -> None:
+    """Less memory than is in use: the old values hold, in the kernel and on disk, also of what was named beside it."""
+    shared_box.tenant(memory_bytes=768 << 20)
+    shared_box.deploy(source=FILLED)
+    before = limits(shared_box)
+    with pytest.raises(BedsitError, match=r"cgroup\.refused.*memory") as refused:
+        shared_box.call("tenant.set", name="vision", memory_bytes=200 << 20, pids=77, cpu_weight=7)
+
+    assert refused.value.detail["errno"] == errno.EBUSY
+    assert refused.value.detail["value"] == str(200 << 20)
+    assert "memory." in refused.value.detail["file"]
+    assert limits(shared_box) == before
+    assert is_held(shared_box)
+
+
+def test_cores_that_the_box_lacks_are_refused_with_and_without_a_slot(shared_box: Any) -> None:
+    """Before anything is written down: a tenant with such a limit could never run."""
+    with pytest.raises(BedsitError, match=r"cgroup\.refused: cpuset: this box has the cores .*, not 4095"):
+        shared_box.tenant(cores="4095")
+    assert shared_box.call("tenant.list") == []
+    shared_box.tenant()
+    before = limits(shared_box)
+    with pytest.raises(BedsitError, match="cpuset"):
+        shared_box.call("tenant.set", name="vision", cores="0,4095", pids=77)
+
+    assert limits(shared_box) == before
+
+
+@pytest.mark.parametrize("cores", ["", "0-", "1,,2", "two", "0 1", "-1", "0-1;"])
+def test_what_is_no_list_of_cores_is_refused(shared_box: Any, cores: str) -> None:
+    """By the shape of the request, before anybody looks at it."""
+    with pytest.raises(BedsitError, match=r"request\.invalid"):
+        shared_box.tenant(cores=cores)
+
+
+def test_a_tenant_that_does_not_start_says_what_keeps_it(new_box: Callable[[], Any]) -> None:
+    """The last slot that was refused to its profile, beside a pool of another one that is full."""
+    box = new_box()
+    box.settings["load_timeout_s"] = 8.0
+    box.start()
+    box.start_router()
+    box.tenant(profile="subprocess")
+    box.deploy()
+    box.call("tenant.stop", name="vision")
+    aside = box.run / "aside"
+    (box.run / "slots").rename(aside)
+    try:
+        with pytest.raises(BedsitError, match=r"still starting; the last one was refused: .*No such file") as failed:
+            box.call("tenant.start", name="vision")
+    finally:
+        aside.rename(box.run / "slots")
+
+    assert failed.value.code == "deadline.exceeded"
