@@ -1,4 +1,7 @@
-"""Blank slots one after the other, made by the daemon's own code with no daemon around it."""
+"""Blank slots one after the other, made by the daemon's own code with no daemon around it; the floor beside them.
+
+Beside each slot one of the straight line is made (`bench.straight`), in a group of the same kind with the same limits.
+"""
 
 import asyncio
 import time
@@ -16,15 +19,22 @@ from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.zygotes import Zygotes
+from bench.line import Line, Made
 
 _DEADLINE_S: Final = 60.0
 
 
 class Birth(NamedTuple):
-    """How long one slot took until it was ready, in milliseconds, and each step of it as the zygote timed them."""
+    """How long one slot took, in milliseconds, and a slot of the straight line beside it.
+
+    *ready_ms* is the daemon's view, from the uid pair to the commit; *steps_ms* are the zygote's, whose "total" is the
+    span that the straight line has, fork to ready. *outside* is a straight line outside of every group.
+    """
 
     ready_ms: float
     steps_ms: dict[str, float]
+    straight: Made
+    outside: Made
 
 
 class _TimedZygotes(Zygotes):
@@ -53,7 +63,9 @@ async def _measure(config: Config, count: int) -> list[Birth]:
     router_uid, router_gid = find_router_ids(config)
     make_folders(folders, router_uid, router_gid)
     backend = detect(f"births-{folders.run.parent.name}")
-    zygotes = _TimedZygotes(folders.zygotes, heard.put_nowait, heard.put_nowait)
+    zygotes = _TimedZygotes(
+        folders.zygotes, lambda generation, _: heard.put_nowait(generation), lambda _, why: heard.put_nowait(why)
+    )
     room = Room(
         config=config,
         folders=folders,
@@ -65,25 +77,42 @@ async def _measure(config: Config, count: int) -> list[Birth]:
         now=now_text,
     )
     slots = Slots(room, heard.put_nowait, lambda _slot, _text: None)
+    line = Line(backend, folders.run / "straight", config.uid_base + config.uid_count)
     try:
         zygotes.start()
         await _expect(heard, int)
-        births = [await _make_one(slots, zygotes, heard, f"s{number:08x}") for number in range(count + 1)]
+        births = [await _make_round(slots, zygotes, heard, line, number) for number in range(count + 1)]
     finally:
+        line.close()
         await slots.close()
         await zygotes.close(stop=True)
         backend.remove_root()
     return births[1:]
 
 
-async def _make_one(slots: Slots, zygotes: _TimedZygotes, heard: "asyncio.Queue[object]", slot: str) -> Birth:
+async def _make_round(
+    slots: Slots, zygotes: _TimedZygotes, heard: "asyncio.Queue[object]", line: Line, number: int
+) -> Birth:
+    """One of each; who comes first changes from round to round, since the end of one slot still slows the next down."""
+    slot, ready_ms, made = f"s{number:08x}", 0.0, {}
+    for turn in range(3):
+        kind = (turn + number) % 3
+        if kind == 0:
+            ready_ms = await _make_one(slots, heard, slot)
+        else:
+            made[kind] = await line.make_one(slot, into_group=kind == 1)
+    return Birth(ready_ms, zygotes.steps_ms, made[1], made[2])
+
+
+async def _make_one(slots: Slots, heard: "asyncio.Queue[object]", slot: str) -> float:
     began = time.perf_counter()
     slots.build(slot)
     await _expect(heard, on.SlotBuilt)
     ready_ms = (time.perf_counter() - began) * 1e3
     slots.destroy(slot)
     await _expect(heard, on.SlotGone)
-    return Birth(ready_ms, zygotes.steps_ms)
+    await slots.wait_idle()
+    return ready_ms
 
 
 async def _expect(heard: "asyncio.Queue[object]", wanted: type) -> None:

@@ -1,7 +1,8 @@
 """How long a slot takes to be ready, and a stopped tenant to answer: ``python -m bench.coldstart --json F [--quick]``.
 
 slot_ready      by the daemon's code: cgroup and limits, fork, jail, the check from outside, record, commit
-straight_line   the zygote's part of it, fork and jail as one function; its steps are in steps_ms
+fork_to_ready   the zygote's part of it, until both processes are in their jail; its steps are in steps_ms
+straight_line   the floor of that part: the same steps as one straight function (`bench.straight`), in turns
 activation      a stopped tenant with the tiny model: started through the admin API, first answer at a new client
 fresh           a new interpreter that imports torch, loads the same bundle and calls it once; no walls at all
 """
@@ -55,10 +56,12 @@ def show(result: Mapping[str, Any]) -> None:
     rows = [[name, result[f"{name}_ms"].get("p50"), result[f"{name}_ms"].get("p99")] for name in _PHASES]
     report.print_table(["ms", "p50", "p99"], [*rows, ["fresh interpreter", result["fresh_interpreter_ms"], None]])
     steps = sorted(result["steps_ms"].items(), key=lambda step: -step[1])
+    ratio, cgroup_ms = result["ratio_to_straight_line"], result["cgroup_step_ms"]
+    print(f"fork to ready / straight line: {ratio}; into the cgroups: {cgroup_ms} ms")
     print("steps: " + ", ".join(f"{name} {ms:.1f}" for name, ms in steps if ms >= 0.1 and name != "total"))
 
 
-_PHASES: Final = ("slot_ready", "straight_line", "activation")
+_PHASES: Final = ("slot_ready", "fork_to_ready", "straight_line", "activation")
 
 
 def _activate(box: Box) -> float:
@@ -86,12 +89,18 @@ def _repeat(count: int, once: Callable[[], float]) -> list[float]:
 def _summarise(births: Sequence[Birth], activations: Sequence[float]) -> dict[str, Any]:
     names = births[0].steps_ms
     steps = {name: _median([birth.steps_ms[name] for birth in births]) for name in names}
-    ready = [birth.ready_ms for birth in births]
+    straight = [birth.straight.ready_ms for birth in births]
+    # To be born into a group is a part of the fork, so its price is a difference; joining v1 hierarchies is a step.
+    born = _median([birth.straight.clone_ms for birth in births])
+    elsewhere = _median([birth.outside.clone_ms for birth in births])
     return {
         "steps_ms": steps,
-        "slot_ready_ms": _percentiles(ready),
-        "straight_line_ms": {"p50": steps["total"]},
-        "ratio_to_straight_line": round(_median(ready) / steps["total"], 3),
+        "slot_ready_ms": _percentiles([birth.ready_ms for birth in births]),
+        "fork_to_ready_ms": _percentiles([birth.steps_ms["total"] for birth in births]),
+        "straight_line_ms": _percentiles(straight),
+        "ratio_to_straight_line": round(steps["total"] / _median(straight), 3),
+        "clone_ms": {"into_group": born, "elsewhere": elsewhere},
+        "cgroup_step_ms": round(steps["join_cgroup"] + max(0.0, born - elsewhere), 2),
         "activation_ms": _percentiles(activations),
     }
 

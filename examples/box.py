@@ -181,7 +181,10 @@ class Box:
             value.add_note(f"and taking the box down: {e}") if value else None
 
     def _find_processes(self) -> Iterator[Process]:
-        """Those that name the folder, those in our cgroups, and those seen earlier."""
+        """Those that name the folder or have a file in it open, those in our cgroups, and those seen earlier.
+
+        Daemon, router and zygote give themselves names of their own, and are known by their locks and logs.
+        """
         mine = str(self.folder)
         for pid in (entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()):
             found = _read_process(int(pid))
@@ -189,7 +192,7 @@ class Box:
                 continue
             groups = "".join(_read_lines(f"/proc/{pid}/cgroup"))
             in_group = any(f"/{group.name}/" in groups or f"/{group.name}\n" in groups for group in self._groups)
-            if mine in found.words or in_group or (found.pid, found.started) in self._seen:
+            if mine in found.words or in_group or (found.pid, found.started) in self._seen or _has_open(pid, mine):
                 yield found
 
     def _find_groups(self) -> list[Path]:
@@ -234,6 +237,16 @@ def _read_process(pid: int) -> Process | None:
         return None
     name, _, fields = stat.rpartition(") ")
     return Process(pid, fields.split()[19], words or name.partition("(")[2])
+
+
+def _has_open(pid: str, folder: str) -> bool:
+    for fd in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if fd.readlink().is_relative_to(folder):
+                return True
+        except OSError:  # it was closed meanwhile
+            continue
+    return False
 
 
 def _is_alive(process: Process) -> bool:

@@ -1,0 +1,1 @@
+"""Bundles that harm, for `bench.noisy`: nothing here is for use."""
