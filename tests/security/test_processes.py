@@ -70,7 +70,11 @@ ATTEMPTS = (
         twin=AIM.format("(os.getpid(),)"),
         removals=(
             Removal(REFUSED, without="pid_namespace", source=AIM.format("(sentinel,)")),
-            Removal(REFUSED, without=f"pid_namespace,{RIGHTS}", source=AIM.format("(sentinel,)")),
+            Removal(
+                REFUSED if libc.landlock_abi() >= 6 else "ok",
+                without=f"pid_namespace,{RIGHTS}",
+                source=AIM.format("(sentinel,)"),
+            ),
             Removal("ok", without=f"pid_namespace,landlock,{RIGHTS}", source=AIM.format("(sentinel,)")),
         ),
     ),
