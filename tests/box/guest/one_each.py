@@ -9,11 +9,11 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the other ones, before anybody shuffles."""
+    """Deselect the other ones. By name, whatever order they were shuffled into: each run asks the same questions."""
     chosen: dict[str, str] = {}
     parts: set[tuple[str, str]] = set()
     kept, left = [], []
-    for item in items:
+    for item in sorted(items, key=lambda item: item.nodeid):
         mark = item.get_closest_marker("attack")
         words = mark.kwargs if mark else {"first": "", "part": "", "number": ""}
         part = words["first"], words["part"]
