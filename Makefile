@@ -3,12 +3,14 @@
 #   make test    every test (root)                           make bench   every benchmark; JSON in build/bench (root)
 #   make setup   .venv alone                                 make docs    links and the specification's rows are checked
 #   make box     under systemd and cgroup v2, Debian 12 in qemu; its disk is kept in ~/.cache/bedsit/box (root)
+#   make fuzz    ten minutes of fuzzing; ARGS="--minutes 60" for more, then names for some targets only (root)
+#   make gpu     one NVIDIA GPU as it is, some five minutes; JSON in build/gpu (root)
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench docs box
+.PHONY: help setup demo test lint bench docs box fuzz gpu
 
 PYTHON ?= python3
 VENV := .venv
@@ -62,10 +64,16 @@ lint: $(READY)
 
 bench: $(READY)
 	@mkdir -p build/bench
-	@for name in overhead coldstart density noisy; do $(BIN)/python -m bench.$$name --json build/bench/$$name.json $(ARGS); done
+	@for name in overhead transport coldstart density noisy scale fairness; do $(BIN)/python -m bench.$$name --json build/bench/$$name.json $(ARGS); done
 
 docs: $(READY)
 	@$(BIN)/python -m docs.check
 
 box: $(READY)
 	@$(BIN)/python -m tests.box.run $(ARGS)
+
+fuzz: $(READY)
+	@PYTHONPATH=.:tests/support $(BIN)/python -m tests.fuzz.run $(ARGS)
+
+gpu: $(READY)
+	@$(BIN)/python -m tests.gpu.run --json build/gpu/$(shell date -u +%FT%H%M%S).json $(ARGS)

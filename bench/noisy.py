@@ -110,7 +110,8 @@ def _connect(box: Box) -> Call:
     infer = Client(_VICTIM, run_dir=str(box.run_dir)).infer
 
     def call(x: Array) -> Array:
-        return infer("tiny", {"x": x})["y"]
+        y: Array = infer("tiny", {"x": x})["y"]
+        return y
 
     return call
 

@@ -6,15 +6,28 @@ from typing import Annotated, Any, Final
 import typer
 
 from bedsit.cli.address import Address, parse_address
+from bedsit.cli.admission import (
+    PRIORITIES,
+    Burst,
+    Concurrency,
+    ModelQueue,
+    PriorityName,
+    Rate,
+    describe_concurrency,
+    describe_priority,
+    describe_rate,
+    read_flow,
+)
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
 from bedsit.cli.complete import ModelAddress, TenantName, Yes, complete_tenants
+from bedsit.cli.option import read_option
 from bedsit.cli.pack import open_bundle
 from bedsit.cli.render import Stopwatch
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import format_age, format_mib, format_size, parse_duration
+from bedsit.cli.text import format_age, format_mib, format_size, parse_count, parse_duration
 from bedsit.ipc.admin import Body
-from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.manifest import decode_manifest
 
 app = make_noun("model", "Models: what tenants run.")
@@ -27,6 +40,7 @@ COLUMNS: Final = (
     Column("VERSIONS", lambda row: ",".join(str(v.get("version")) for v in _versions(row))),
     Column("SIZE MiB", lambda row: format_mib(_newest(row).get("size")), right=True),
     field("IDEMPOTENT", "idempotent"),
+    Column("PRIORITY", lambda row: describe_priority(row.get("priority"))),
     Column("DEPLOYED", lambda row: format_age(_newest(row).get("deployed_at"))),
 )
 
@@ -113,6 +127,40 @@ def show_model(box: Box, model: ModelAddress, second: Second = None) -> None:
 
 @verb(
     app,
+    "set",
+    examples="""
+    bedsit model set vision/digits --rate 50/s --burst 10
+    bedsit model set vision/digits --priority high --concurrency 4
+    bedsit model set vision/nightly --priority low --queue 200
+    bedsit model set vision/digits --rate max --concurrency max --queue max
+    """,
+)
+def set_admission(
+    box: Box,
+    model: ModelAddress,
+    second: Second = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    concurrency: Concurrency = None,
+    queue: ModelQueue = None,
+    priority: PriorityName = None,
+) -> None:
+    """Change a model's limits and priority; they hold at once.
+
+    Its tenant's limits hold beside them. A new version of the model keeps them.
+    """
+    at = parse_address(model, second)
+    said = read_flow(rate, burst, concurrency) | {
+        "queue_max": read_option("--queue", queue, parse_count, 0),
+        "priority": PRIORITIES.index(priority) if priority else None,
+    }
+    if all(value is None for value in said.values()):
+        raise error("request.invalid", "nothing to set", "pass at least one option: bedsit model set --help")
+    _show(box, box.call("model.set", tenant=at.tenant, name=at.model, **said))
+
+
+@verb(
+    app,
     "delete",
     alias="rm",
     examples="bedsit model delete vision/digits\nbedsit model delete vision/digits --version 1 --yes",
@@ -140,6 +188,10 @@ def _show(box: Box, model: dict[str, Any]) -> None:
         ("model", _address(model)),
         ("default", model.get("default")),
         ("idempotent", model.get("idempotent")),
+        ("priority", describe_priority(model.get("priority"))),
+        ("rate", describe_rate(model)),
+        ("concurrency", describe_concurrency(model)),
+        ("queue", "its tenant's" if model.get("queue_max") == 0 else model.get("queue_max")),
     ]
     fields += [(f"version {version.get('version')}", _describe(version)) for version in _versions(model)]
     for key in ("inputs", "outputs"):

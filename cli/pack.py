@@ -131,7 +131,7 @@ def _read_manifest(path: Path) -> Manifest:
             table = tomllib.load(file)
     except FileNotFoundError:
         raise _invalid(f"{path} is missing", f"a bundle is a folder with a {FILE_NAME}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # tomllib's own, UnicodeDecodeError, and that of an endless number
         raise _invalid(f"{path}: {e}") from None
     except OSError as e:
         raise _invalid(f"{path} cannot be read: {e.strerror}") from None

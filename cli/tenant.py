@@ -6,14 +6,32 @@ from typing import Annotated, Any, Final
 import typer
 
 from bedsit.cli.address import check_tenant_name
+from bedsit.cli.admission import (
+    Burst,
+    Class,
+    Concurrency,
+    MinShare,
+    Queue,
+    QueueBytes,
+    Rate,
+    Sessions,
+    Weight,
+    describe_concurrency,
+    describe_queue,
+    describe_rate,
+    describe_share,
+    read_admission,
+    read_flow,
+)
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
 from bedsit.cli.complete import TenantName, Yes
 from bedsit.cli.key import KeyFile, keep_secret, open_key_file
+from bedsit.cli.option import read_option
 from bedsit.cli.render import Format
 from bedsit.cli.table import Column, Row, field
 from bedsit.cli.text import format_age, format_duration, format_mib, format_size, parse_size
-from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.errors import error
 
 app = make_noun("tenant", "Tenants: who lives here, with which limits.")
 
@@ -37,7 +55,7 @@ class Profile(StrEnum):
 Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="Memory limit, for example 2GiB.")]
 Cpus = Annotated[float | None, typer.Option(metavar="N", help="Processor limit, in cores; 0.5 is half a core.")]
 Pids = Annotated[int | None, typer.Option(metavar="N", help="Limit of processes and threads.")]
-Weight = Annotated[
+CpuWeight = Annotated[
     int | None, typer.Option(metavar="N", help="Share of a busy processor beside others, 1 to 10000; 100 is usual.")
 ]
 Idle = Annotated[
@@ -76,6 +94,7 @@ COLUMNS: Final = (
     examples="""
     bedsit tenant create vision
     bedsit tenant create vision --memory 2GiB --cpus 2 --key-file vision.key
+    bedsit tenant create vision --class realtime --min-share 25% --rate 100/s --burst 20
     bedsit tenant create vision -o json | jq -r .item.key.secret
     """,
 )
@@ -89,10 +108,19 @@ def create_tenant(
         Isolation | None,
         typer.Option(help="strict: no slot unless every wall is up. best-effort: whatever this machine offers."),
     ] = None,
-    cpu_weight: Weight = None,
+    cpu_weight: CpuWeight = None,
     cpu_idle: Idle = None,
     cores: Cores = None,
     io: Disk = None,
+    weight: Weight = None,
+    service_class: Class = None,
+    min_share: MinShare = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    concurrency: Concurrency = None,
+    queue: Queue = None,
+    queue_bytes: QueueBytes = None,
+    sessions: Sessions = None,
     profile: ProfileName = None,
     key_file: KeyFile = None,
 ) -> None:
@@ -101,11 +129,20 @@ def create_tenant(
     The key is shown this once and stored nowhere; --key-file writes it to a new file that only you can read.
     """
     check_tenant_name(name)
+    limits = _limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io) | read_flow(rate, burst, concurrency)
+    limits |= read_admission(
+        weight=weight,
+        service_class=service_class,
+        min_share=min_share,
+        queue=queue,
+        queue_bytes=queue_bytes,
+        sessions=sessions,
+    )
     with open_key_file(key_file) as file:
         answer = box.call(
             "tenant.create",
             name=name,
-            **_limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io),
+            **limits,
             isolation=isolation.value if isolation else None,
             profile=profile.value if profile else None,
         )
@@ -140,6 +177,9 @@ def show_tenant(box: Box, name: TenantName) -> None:
     bedsit tenant set vision --cpus 0.5 --pids 128
     bedsit tenant set vision --cores 2-3 --cpu-weight 400
     bedsit tenant set nightly --cpu-idle --io 20MiB
+    bedsit tenant set nightly --class batch --concurrency 2 --queue 5000
+    bedsit tenant set vision --rate 600/m --burst 50
+    bedsit tenant set vision --rate max --min-share 0
     """,
 )
 def set_limits(
@@ -148,14 +188,34 @@ def set_limits(
     memory: Memory = None,
     cpus: Cpus = None,
     pids: Pids = None,
-    cpu_weight: Weight = None,
+    cpu_weight: CpuWeight = None,
     cpu_idle: Idle = None,
     cores: Cores = None,
     io: Disk = None,
+    weight: Weight = None,
+    service_class: Class = None,
+    min_share: MinShare = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    concurrency: Concurrency = None,
+    queue: Queue = None,
+    queue_bytes: QueueBytes = None,
+    sessions: Sessions = None,
     profile: ProfileName = None,
 ) -> None:
-    """Change a tenant's limits; they hold at once, for its running slot too. The profile only while it is stopped."""
-    limits = _limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io)
+    """Change a tenant's limits; they hold at once, for its running slot too. The profile only while it is stopped.
+
+    What was given in one command changes together or not at all.
+    """
+    limits = _limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io) | read_flow(rate, burst, concurrency)
+    limits |= read_admission(
+        weight=weight,
+        service_class=service_class,
+        min_share=min_share,
+        queue=queue,
+        queue_bytes=queue_bytes,
+        sessions=sessions,
+    )
     if profile is None and all(value is None for value in limits.values()):
         raise error(
             "request.invalid", "nothing to set", "pass at least one limit, or --profile: bedsit tenant set --help"
@@ -206,6 +266,8 @@ def _show(box: Box, tenant: dict[str, Any]) -> None:
 
 
 def _fields(tenant: Row) -> list[tuple[str, object]]:
+    found = tenant.get("limits")
+    limits = found if isinstance(found, dict) else {}
     return [
         ("name", tenant.get("name")),
         ("state", tenant.get("state")),
@@ -215,6 +277,12 @@ def _fields(tenant: Row) -> list[tuple[str, object]]:
         ("cpu share", _describe_share(tenant)),
         ("cores", _limit(tenant, "cores")),
         ("disk", _describe_disk(tenant)),
+        ("class", limits.get("service_class")),
+        ("share", describe_share(limits)),
+        ("rate", describe_rate(limits)),
+        ("concurrency", describe_concurrency(limits)),
+        ("queue", describe_queue(limits)),
+        ("sessions", limits.get("sessions_max")),
         ("isolation", tenant.get("isolation")),
         ("profile", _describe_profile(tenant)),
         ("models", tenant.get("models")),
@@ -239,24 +307,14 @@ def _limits(
 ) -> dict[str, object]:
     """What was said about limits, as the daemon wants it."""
     return {
-        "memory_bytes": _read_size("--memory", memory),
+        "memory_bytes": read_option("--memory", memory, parse_size),
         "cpus": cpus,
         "pids": pids,
         "cpu_weight": cpu_weight,
         "cpu_idle": cpu_idle,
         "cores": cores,
-        "io_bps": 0 if io == "max" else _read_size("--io", io, "max"),
+        "io_bps": read_option("--io", io, parse_size, 0),
     }
-
-
-def _read_size(option: str, text: str | None, other: str = "") -> int | None:
-    """Bytes from an option, which may take an *other* word too. Raises ``input.invalid``, naming the option."""
-    if text is None:
-        return None
-    try:
-        return parse_size(text)
-    except BedsitError as e:
-        raise error(e.code, f"{option}: {e.message}", f"{e.hint}, or {other}" if other else e.hint) from None
 
 
 def _describe_share(tenant: Row) -> str:

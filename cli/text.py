@@ -1,5 +1,6 @@
 """Text for people: what may be printed, and quantities with their units."""
 
+import math
 import re
 import unicodedata
 from datetime import UTC, datetime
@@ -19,7 +20,12 @@ _UNITS: Final = {
     "TB": 10**12,
 }
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"  # not \d, which takes the digits of every script
+_QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
+_SHARE: Final = re.compile(rf"({_NUMBER})\s*(%?)")
+_RATE: Final = re.compile(rf"({_NUMBER})\s*(?:/\s*([smh]))?")
+_COUNT: Final = re.compile(r"[0-9]{1,15}")
+_MAX_SIZE: Final = 1 << 63
 
 
 def neutralise(text: str, keep: str = "") -> str:
@@ -51,7 +57,7 @@ def parse_size(text: str) -> int:
     """Bytes from ``512MiB``. Raises ``input.invalid``: a number without a unit is one."""
     number, unit = _split(text)
     known = {name.lower(): factor for name, factor in _UNITS.items()}
-    if number is None or unit.lower() not in known:
+    if number is None or unit.lower() not in known or number * known[unit.lower()] >= _MAX_SIZE:
         raise error("input.invalid", f"{text!r} is not a size", "write a number and a unit: 512MiB, 2GiB")
     return round(number * known[unit.lower()])
 
@@ -64,9 +70,37 @@ def parse_duration(text: str) -> float:
     return number * _SECONDS[unit]
 
 
+def parse_count(text: str) -> int:
+    """A whole number from 1. Raises ``input.invalid``."""
+    match = _COUNT.fullmatch(text.strip())
+    if match is None or int(match[0]) == 0:
+        raise error("input.invalid", f"{text!r} is not a count", "write a whole number from 1")
+    return int(match[0])
+
+
+def parse_share(text: str) -> float:
+    """A part of the whole, 0 to 1, from ``0.25`` or ``25%``. Raises ``input.invalid``."""
+    match = _SHARE.fullmatch(text.strip())
+    share = float(match[1]) / (100 if match[2] else 1) if match else math.inf
+    if share > 1:
+        raise error("input.invalid", f"{text!r} is not a part of the whole", "write 0 to 1, or 0% to 100%: 0.25, 25%")
+    return share
+
+
+def parse_rate(text: str) -> float:
+    """A number a second from ``100``, ``100/s``, ``600/m`` or ``90/h``. Raises ``input.invalid``, also for 0."""
+    match = _RATE.fullmatch(text.strip())
+    rate = float(match[1]) / _SECONDS[match[2] or "s"] if match else 0.0
+    if not 0 < rate < math.inf:
+        raise error("input.invalid", f"{text!r} is not a rate", "write a number above 0: 100/s, 600/m")
+    return rate
+
+
 def _split(text: str) -> tuple[float | None, str]:
     match = _QUANTITY.fullmatch(text.strip())
-    return (float(match[1]), match[2]) if match else (None, "")
+    if match is None or math.isinf(float(match[1])):
+        return None, ""
+    return float(match[1]), match[2]
 
 
 def format_size(count: object) -> str:
@@ -79,6 +113,19 @@ def format_size(count: object) -> str:
             break
         value, unit = value / 1024, name
     return f"{value:.4g} {unit}"
+
+
+def format_rate(per_s: float) -> str:
+    """A rate for people, in the unit in which it is at least 1: ``100/s``, ``30/m``."""
+    for unit in "sm":
+        if per_s * _SECONDS[unit] >= 1:
+            return f"{per_s * _SECONDS[unit]:.10g}/{unit}"
+    return f"{per_s * _SECONDS['h']:.10g}/h"
+
+
+def format_share(share: float) -> str:
+    """A part for people: ``25%``."""
+    return f"{100 * share:.4g}%"
 
 
 def format_mib(count: object) -> str:

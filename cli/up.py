@@ -26,6 +26,8 @@ from bedsit.ipc.errors import BedsitError, error
 app = make_app()
 
 _CONFIG: Final = Path("/etc/bedsit/bedsit.toml")
+#: As LimitNOFILE= of the units: a thousand tenants, each with a listener and dozens of sessions of a few descriptors.
+_DESCRIPTORS: Final = 1 << 20
 
 
 class Folders(NamedTuple):
@@ -185,8 +187,15 @@ def _runs_as_unit(pid: int) -> bool:
 
 
 def _raise_descriptor_limit() -> None:
-    """Daemon and router hold descriptors per slot and session: let them have what the machine allows."""
+    """Daemon and router hold descriptors per slot and session: let them have what their units would, if we may.
+
+    A shell often comes with a hard limit of 4096; root may raise it up to fs.nr_open (getrlimit(2)).
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < _DESCRIPTORS:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
+            return
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

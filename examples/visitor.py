@@ -35,7 +35,8 @@ def ask_search(
     """For each query its nearest sentence's place in *corpus*; the median time of *calls* requests of one query."""
 
     def embed(sentences: Sequence[str]) -> NDArray[np.float32]:
-        return client.infer("minilm", tokenizer.encode(sentences))["embedding"]
+        embedding: NDArray[np.float32] = client.infer("minilm", tokenizer.encode(sentences))["embedding"]
+        return embedding
 
     cosines = embed(queries) @ embed(corpus).T
     return {

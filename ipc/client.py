@@ -1,42 +1,56 @@
 """The synchronous client: what a program on the box uses to call a model."""
 
-import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from threading import TIMEOUT_MAX, RLock
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 
-from bedsit.ipc.arena import Arena
-from bedsit.ipc.door import ANSWER_S, Door, ModelInfo
+from bedsit.ipc.door import ModelInfo, read_model_info, read_model_list
 from bedsit.ipc.errors import BedsitError, error
-from bedsit.ipc.lane import Channel, ZmqChannel
+from bedsit.ipc.forks import generation
+from bedsit.ipc.lane import LaneName
+from bedsit.ipc.link import Link
 from bedsit.ipc.manifest import Manifest
-from bedsit.ipc.session import Result, Session, deadline_after
+from bedsit.ipc.result import Result
+from bedsit.ipc.session import Priority, Tensors, deadline_after, priority_of
+from bedsit.ipc.trial import Trial
 
-# How often a waiting client looks whether the router is still there. A router that dies closes the door, not the lane.
-_DOOR_CHECK_S: Final = 0.1
 #: A router is back in a second, on a box that is out of breath in ten.
 _RECONNECT_S: Final = 15.0
 _RECONNECT_EVERY_S: Final = 0.02
+_WINDOW: Final = 32
 
 
 class Client:
     """A session with one tenant's models.
 
-    Who may be *tenant*: whoever holds one of its keys, and uid 0 without a key. Connects at the first call. Calls from
-    several threads take turns. After a fork the child must make its own client.
+    Who may be *tenant*: whoever holds one of its keys, and uid 0 without a key. Connects at the first call. Any number
+    of threads may call at once; a call waits for none of the others. After a fork the child must make its own client.
+
+    *lane*: how requests travel, see `bedsit.ipc.lane`. *tensors*: ``torch`` for results that are CPU tensors, over the
+    same memory. *spin_us*: look for an answer so long before sleeping, which saves the time that waking up takes where
+    a core is free for it; 0, the default, sleeps at once.
     """
 
-    def __init__(self, tenant: str | None = None, key: str | None = None, *, run_dir: str | None = None) -> None:
-        self._tenant = tenant
-        self._key = key
-        self._run_dir = run_dir
-        self._lock = RLock()
-        self._link: _Link | None = None
+    def __init__(
+        self,
+        tenant: str | None = None,
+        key: str | None = None,
+        *,
+        run_dir: str | None = None,
+        lane: LaneName = "fast",
+        tensors: Tensors = "numpy",
+        spin_us: int = 0,
+    ) -> None:
+        self._tenant, self._key, self._run_dir = tenant, key, run_dir
+        self._lane, self._tensors, self._spin_us = lane, tensors, spin_us
+        self._generation = generation()
+        self._connecting = threading.Lock()
+        self._link: Link | None = None
         self._closed = False
         self._was_connected = False
 
@@ -47,82 +61,101 @@ class Client:
         *,
         version: int | None = None,
         timeout_s: float | None = 30.0,
+        priority: Priority | None = None,
     ) -> Result:
         """Call *model* and return its outputs by name; blocks for at most *timeout_s* (None: for ever).
 
         Inputs are numpy arrays or CPU torch tensors with the dtypes and shapes that the model declares. Those made
         with ``empty`` are not copied. Large outputs are views of shared memory, valid for as long as they are
         referred to. Raises BedsitError: ``input.invalid``, ``model.not_found``, ``deadline.exceeded``, ``queue.full``,
-        ``model.failed``, ``worker.crashed``, ``router.unavailable`` and others of ``bedsit.ipc.errors``.
+        ``rate.limited``, ``model.failed``, ``worker.crashed``, ``router.unavailable`` and others of
+        ``bedsit.ipc.errors``; a refusal that waiting may help has ``detail["retry_after_s"]``.
 
         A request whose router went away is sent again once where the model is idempotent (the default), else it ends
         in ``router.restarted``.
         """
         deadline_ns = deadline_after(timeout_s)
-        lock = self._take_turn(deadline_ns)
+        urgency = priority_of(priority)
+        trial: Trial | None = None
+        while True:
+            link = self._connect(deadline_ns)
+            try:
+                info = link.models.get((model, version or 0)) or self._describe(link, model, version, deadline_ns)
+                result: Result = link.finish(link.begin(info, version, inputs, deadline_ns, urgency), deadline_ns)
+            except BedsitError as e:
+                trial = trial or Trial()
+                if not trial.may_try_again(e, link.models, (model, version or 0), link.learn_sizes):
+                    raise
+            else:
+                return result
+
+    def infer_many(
+        self,
+        model: str,
+        requests: Iterable[Mapping[str, Any]],
+        *,
+        version: int | None = None,
+        timeout_s: float | None = 30.0,
+        priority: Priority | None = None,
+        window: int = _WINDOW,
+    ) -> list[Result]:
+        """Call *model* once for each of *requests*, with up to *window* of them under way; the results in their order.
+
+        As if ``infer`` were called for each: *timeout_s* bounds all of them together. The first failure is raised after
+        everything that was under way has been withdrawn.
+        """
+        if window < 1:
+            raise error("request.invalid", f"a window of {window}", "at least 1")
+        deadline_ns = deadline_after(timeout_s)
+        results: list[Result] = []
+        flying: deque[tuple[Mapping[str, Any], Link, Any]] = deque()
+        urgency = priority_of(priority)
         try:
-            retried = asked_again = False
-            while True:
-                link = self._connect(deadline_ns)
-                try:
-                    info = link.describe(model, version, deadline_ns)
-                except BedsitError as e:
-                    # The router went away between two calls. Nothing was sent: ask the new one.
-                    if e.code != "router.unavailable" or asked_again or _is_over(deadline_ns):
-                        raise
-                    asked_again = True
-                    continue
-                try:
-                    return link.call(info, version, inputs, deadline_ns)
-                except BedsitError as e:
-                    if e.code == "output.too_small" and link.session.learn_sizes(info, e):
-                        continue
-                    if e.code == "input.invalid" and link.describe_again(model, version, deadline_ns) != info:
-                        continue  # another version answers by now, and it takes other inputs
-                    if e.code != "router.restarted":
-                        raise
-                    self._drop_link()
-                    if retried or not info.manifest.idempotent:
-                        raise
-                    retried = True
+            for inputs in requests:
+                while len(flying) >= window:
+                    results.append(self._land(flying.popleft(), model, version, deadline_ns, priority))
+                flying.append(self._launch(inputs, model, version, deadline_ns, urgency))
+            while flying:
+                results.append(self._land(flying.popleft(), model, version, deadline_ns, priority))
         finally:
-            lock.release()
+            for _, link, pending in flying:
+                if pending is not None:
+                    link.withdraw(pending)
+        return results
 
     def empty(self, shape: int | Sequence[int], dtype: str | np.dtype[Any] | type = "float32") -> NDArray[Any]:
         """An uninitialised array in this session's shared memory: as an input it is passed without a copy.
 
         Raises ``arena.full``. The memory is given back when the last view of the array is gone and no request
-        uses it.
+        uses it. ``torch.from_numpy`` of it is a tensor in the same memory, and passed without a copy too.
         """
-        lock = self._take_turn()
-        try:
-            return self._connect(0).session.arena.empty(shape, dtype)
-        finally:
-            lock.release()
+        return self._connect(0).session.arena.empty(shape, dtype)
+
+    def trim(self) -> None:
+        """Give shared memory that was used and is free now back to the box; it is taken again when it is needed."""
+        link = self._link
+        if link is not None:
+            link.session.arena.trim()
 
     def models(self) -> dict[str, list[int]]:
         """The tenant's models with their versions, the default one first."""
-        lock = self._take_turn()
-        try:
-            return self._connect(0).door.list_models()
-        finally:
-            lock.release()
+        deadline_ns = deadline_after(self._connect(0).answer_s)
+        return read_model_list(self._ask({"op": "models"}, deadline_ns))
 
     def describe(self, model: str, version: int | None = None) -> Manifest:
         """What a model takes and gives. Raises ``model.not_found``."""
-        lock = self._take_turn()
-        try:
-            return self._connect(0).describe(model, version, 0).manifest
-        finally:
-            lock.release()
+        link = self._connect(0)
+        return self._describe(link, model, version, deadline_after(link.answer_s)).manifest
 
     def close(self) -> None:
-        """End the session. Arrays that were handed out stay valid."""
+        """End the session; calls of other threads end in ``request.cancelled``. Arrays handed out stay valid."""
         if self._is_the_parents():
             return
-        with self._lock:
+        with self._connecting:
             self._closed = True
-            self._drop_link()
+            if self._link is not None:
+                self._link.close(error("request.cancelled", "the client was closed"))
+                self._link = None
 
     def __enter__(self) -> Self:
         return self
@@ -130,37 +163,91 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_turn(self, deadline_ns: int = 0) -> RLock:
-        """Wait until no other thread is in a call, no longer than the deadline. Gives the lock, held."""
-        if self._is_the_parents():
-            raise error("request.invalid", "this client belongs to the parent process", "make a new one after a fork")
-        if not self._lock.acquire(blocking=False):
-            left_s = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else TIMEOUT_MAX
-            if not self._lock.acquire(timeout=min(max(0.0, left_s), TIMEOUT_MAX)):
-                raise error("deadline.exceeded", "calls of other threads took all the time", "one client per thread")
-        return self._lock
+    def _launch(
+        self, inputs: Mapping[str, Any], model: str, version: int | None, deadline_ns: int, priority: int
+    ) -> tuple[Mapping[str, Any], Link, Any]:
+        link = self._connect(deadline_ns)
+        try:
+            info = self._describe(link, model, version, deadline_ns)
+            return inputs, link, link.begin(info, version, inputs, deadline_ns, priority)
+        except BedsitError as e:
+            if e.code not in ("router.restarted", "router.unavailable"):
+                raise
+            return inputs, link, None  # it never left: to be called anew when its turn comes
+
+    def _land(
+        self,
+        flight: tuple[Mapping[str, Any], Link, Any],
+        model: str,
+        version: int | None,
+        deadline_ns: int,
+        priority: Priority | None,
+    ) -> Result:
+        inputs, link, pending = flight
+        if pending is not None:
+            try:
+                result: Result = link.finish(pending, deadline_ns)
+            except BedsitError as e:
+                if not Trial().may_try_again(e, link.models, (model, version or 0), link.learn_sizes):
+                    raise
+            else:
+                return result
+        left_s = (deadline_ns - time.monotonic_ns()) / 1e9 if deadline_ns else None
+        return self.infer(
+            model, inputs, version=version, timeout_s=None if left_s is None else max(0.0, left_s), priority=priority
+        )
+
+    def _ask(self, question: dict[str, Any], deadline_ns: int) -> Any:
+        """Put a question to the router; to the next one, where this one goes away meanwhile."""
+        asked_again = False
+        while True:
+            link = self._connect(deadline_ns)
+            try:
+                return link.ask(question, deadline_ns)
+            except BedsitError as e:
+                if e.code not in ("router.restarted", "router.unavailable") or asked_again or self._closed:
+                    raise
+                asked_again = True
+
+    def _describe(self, link: Link, model: str, version: int | None, deadline_ns: int) -> ModelInfo:
+        key = (model, version or 0)
+        info = link.models.get(key)
+        if info is None:
+            question = {"op": "describe", "model": model, "version": version or 0}
+            info = link.models[key] = read_model_info(link.ask(question, deadline_ns))
+        return info
 
     def _is_the_parents(self) -> bool:
-        """Whether this process is a child of the one that connected.
-
-        To be asked before the lock is taken: in the child it may be held for ever, by a thread of the parent's.
-        """
-        if self._link is None or self._link.pid == os.getpid():
+        """Whether this process is a child of the one that made the client; then let go of the parent's connection."""
+        if self._generation == generation():
             return False
-        self._link.abandon()
+        if self._link is not None:
+            self._link.abandon()
         return True
 
-    def _connect(self, deadline_ns: int) -> "_Link":
-        if self._closed:
-            raise error("request.invalid", "the client is closed")
-        if self._link is not None and self._link.door.is_closed():
-            self._drop_link()
-        if self._link is None:
-            self._link = self._open_link(deadline_ns)
-            self._was_connected = True
-        return self._link
+    def _connect(self, deadline_ns: int) -> Link:
+        link = self._link
+        if link is not None and link.is_ours() and not link.is_over():
+            return link
+        if self._is_the_parents():
+            raise error("request.invalid", "this client belongs to the parent process", "make a new one after a fork")
+        left_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else -1
+        if not self._connecting.acquire(timeout=left_s):
+            raise error("deadline.exceeded", "no connection in time", "raise timeout_s, or look at `bedsit ps`")
+        try:
+            if self._closed:
+                raise error("request.invalid", "the client is closed")
+            if self._link is not None and self._link.is_over():
+                self._link.close(error("router.restarted", "the router went away before it answered"))
+                self._link = None
+            if self._link is None:
+                self._link = self._open_link(deadline_ns)
+                self._was_connected = True
+            return self._link
+        finally:
+            self._connecting.release()
 
-    def _open_link(self, deadline_ns: int) -> "_Link":
+    def _open_link(self, deadline_ns: int) -> Link:
         """Connect. A router that was there before is restarting: try again until the deadline, or for a few seconds."""
         patience_s = _RECONNECT_S if self._was_connected else 0.0
         give_up_ns = time.monotonic_ns() + int(patience_s * 1e9)
@@ -168,84 +255,16 @@ class Client:
             give_up_ns = min(give_up_ns, deadline_ns)
         while True:
             try:
-                return _Link(self._tenant, self._key, self._run_dir, deadline_ns)
+                return Link(
+                    self._tenant,
+                    self._key,
+                    self._run_dir,
+                    lane=self._lane,
+                    tensors=self._tensors,
+                    spin_us=self._spin_us,
+                    deadline_ns=deadline_ns,
+                )
             except BedsitError as e:
                 if e.code != "router.unavailable" or time.monotonic_ns() > give_up_ns:
                     raise
             time.sleep(_RECONNECT_EVERY_S)
-
-    def _drop_link(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-
-class _Link:
-    """One live session: its door, its lane, its arena."""
-
-    def __init__(self, tenant: str | None, key: str | None, run_dir: str | None, deadline_ns: int = 0) -> None:
-        self.pid = os.getpid()
-        self.models: dict[tuple[str, int], ModelInfo] = {}
-        self.door = Door(run_dir, timeout_s=_until(deadline_ns))
-        try:
-            opened = self.door.open(tenant, key, timeout_s=_until(deadline_ns))
-            self.session = Session(Arena(opened.arena_fd, opened.arena_bytes, opened.arena_number))
-            self.lane: Channel = ZmqChannel(zmq.Context.instance(), opened.endpoint, token=opened.token)
-        except BaseException:
-            self.door.close()
-            raise
-
-    def describe(self, model: str, version: int | None, deadline_ns: int) -> ModelInfo:
-        key = (model, version or 0)
-        info = self.models.get(key)
-        if info is None:
-            info = self.models[key] = self.door.describe(model, version, timeout_s=_until(deadline_ns))
-        return info
-
-    def describe_again(self, model: str, version: int | None, deadline_ns: int) -> ModelInfo:
-        self.models.clear()
-        return self.describe(model, version, deadline_ns)
-
-    def call(self, info: ModelInfo, version: int | None, inputs: Mapping[str, Any], deadline_ns: int) -> Result:
-        pending, packet = self.session.begin(info, version, inputs, deadline_ns)
-        if not self.lane.send(packet):
-            self.session.forget(pending)
-            raise error("queue.full", "this session has too many unsent requests", "wait for answers first")
-        try:
-            while not pending.done:
-                self._receive(deadline_ns)
-        except BaseException:
-            if not pending.done:
-                self.lane.send(self.session.withdraw(pending))
-            raise
-        return pending.take()
-
-    def _receive(self, deadline_ns: int) -> None:
-        wait_s = _DOOR_CHECK_S
-        if deadline_ns:
-            left_s = (deadline_ns - time.monotonic_ns()) / 1e9
-            if left_s <= 0:
-                raise error("deadline.exceeded", "no answer in time", "raise timeout_s, or look at `bedsit ps`")
-            wait_s = min(wait_s, left_s)
-        packet = self.lane.wait(wait_s)
-        if packet is not None:
-            self.session.accept(packet)
-        elif self.door.is_closed():
-            self.session.fail_all(error("router.restarted", "the router went away before it answered"))
-
-    def close(self) -> None:
-        self.lane.close()
-        self.door.close()
-
-    def abandon(self) -> None:
-        """In a forked child: let go of the parent's door so that the session ends with the parent."""
-        self.door.close()
-
-
-def _until(deadline_ns: int) -> float:
-    """How long the door may take, in seconds."""
-    return min(ANSWER_S, (deadline_ns - time.monotonic_ns()) / 1e9) if deadline_ns else ANSWER_S
-
-
-def _is_over(deadline_ns: int) -> bool:
-    return 0 < deadline_ns <= time.monotonic_ns()

@@ -4,6 +4,7 @@ The packer reads it under the caller's uid, a blank slot reads it again and answ
 from it. The daemon stores it unread.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,8 +34,25 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
     "bfloat16": 2,
     "float32": 4,
     "float64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "complex64": 8,
+    "complex128": 16,
 }
 DTYPES: Final = tuple(ITEM_BYTES)
+
+MIN_ROWS: Final = 2
+MAX_ROWS: Final = 1024
+MAX_DELAY_MS: Final = 1000
+# The largest finite number of those floating-point dtypes that are narrower than a manifest's own numbers.
+_LARGEST: Final[Mapping[str, float]] = {
+    "float8_e4m3fn": 448.0,
+    "float8_e5m2": 57344.0,
+    "float16": 65504.0,
+    "bfloat16": (2 - 2**-7) * 2.0**127,
+    "float32": (2 - 2**-23) * 2.0**127,
+    "complex64": (2 - 2**-23) * 2.0**127,
+}
 
 _MODEL_NAME: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 _TENSOR_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
@@ -51,19 +69,33 @@ class TensorSpec:
 
     def admits(self, dtype: str, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of that dtype and shape may stand here."""
-        return (
-            dtype == self.dtype
-            and len(shape) == len(self.shape)
-            and all(want in (-1, have) for want, have in zip(self.shape, shape, strict=True))
-        )
+        if dtype != self.dtype or len(shape) != len(self.shape):
+            return False
+        for want, have in zip(self.shape, shape, strict=True):  # noqa: SIM110 - a generator costs as much as the rest
+            if want not in (-1, have):
+                return False
+        return True
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join('*' if d < 0 else str(d) for d in self.shape)}]"
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests of the model may be run together, concatenated along their first dimension.
+
+    One call gets at most *max_rows* rows. A request may wait *delay_ms* for others. The other dimensions of a ragged
+    input are filled up with *pad*. Answers are as if each request had come alone.
+    """
+
+    max_rows: int
+    delay_ms: float = 0.0
+    pad: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a model is called, how it is loaded, what it takes and what it gives."""
+    """What a model is called, how it is loaded, what it takes and what it gives. *batch*: how requests are batched."""
 
     name: str
     runner: str
@@ -72,6 +104,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...]
     weights: tuple[str, ...] = ()
     idempotent: bool = True
+    batch: Batch | None = None
 
     def encode(self) -> bytes:
         """As msgpack, at most MAX_ENCODED bytes; ``decode_manifest`` reads it back."""
@@ -91,7 +124,7 @@ def decode_manifest(data: bytes) -> Manifest:
 
 def parse_manifest(table: Mapping[str, Any]) -> Manifest:
     """Check a parsed ``bedsit.toml``. Raises ``bundle.invalid`` that names the key and the nearest known one."""
-    _check_keys(table, ("name", "runner", "entry", "inputs", "outputs"), ("weights", "idempotent"), FILE_NAME)
+    _check_keys(table, ("name", "runner", "entry", "inputs", "outputs"), ("weights", "idempotent", "batch"), FILE_NAME)
     name = check_model_name(_text(table, "name"))
     runner, entry = _text(table, "runner"), _text(table, "entry")
     if runner not in RUNNERS:
@@ -110,14 +143,16 @@ def parse_manifest(table: Mapping[str, Any]) -> Manifest:
     idempotent = table.get("idempotent", True)
     if not isinstance(idempotent, bool):
         raise _invalid("idempotent must be true or false")
+    inputs, outputs = _tensors(table, "inputs"), _tensors(table, "outputs")
     return Manifest(
         name=name,
         runner=runner,
         entry=entry,
-        inputs=_tensors(table, "inputs"),
-        outputs=_tensors(table, "outputs"),
+        inputs=inputs,
+        outputs=outputs,
         weights=tuple(weights),
         idempotent=idempotent,
+        batch=_batch(table.get("batch"), inputs, outputs),
     )
 
 
@@ -159,6 +194,65 @@ def _tensor(row: Any, key: str) -> TensorSpec:
     if not all(type(d) is int and -1 <= d <= MAX_DIM for d in shape):
         raise _invalid(f"{name}: a dimension must be an integer, -1 where it is free")
     return TensorSpec(name, dtype, tuple(shape))
+
+
+def _batch(row: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Batch | None:
+    if row is None:  # on the wire: declared nothing
+        return None
+    if not isinstance(row, Mapping):
+        raise _invalid("[batch] must be a table with max_rows", "for example [batch] and max_rows = 16 below it")
+    _check_keys(row, ("max_rows",), ("delay_ms", "pad"), "[batch]")
+    max_rows, pad = row["max_rows"], row.get("pad")
+    if type(max_rows) is not int or not MIN_ROWS <= max_rows <= MAX_ROWS:
+        raise _invalid(
+            f"[batch] max_rows must be an integer, {MIN_ROWS} to {MAX_ROWS}",
+            "leave [batch] out where requests are to run one by one",
+        )
+    delay_ms = _number(row.get("delay_ms", 0.0), "[batch] delay_ms")
+    if not 0 <= delay_ms <= MAX_DELAY_MS:
+        raise _invalid(f"[batch] delay_ms must be 0 to {MAX_DELAY_MS}")
+    for key, specs in (("inputs", inputs), ("outputs", outputs)):
+        for spec in specs:
+            if spec.shape[:1] != (-1,):
+                raise _invalid(
+                    f"[batch] needs a free first dimension, and {key[:-1]} {spec} has none",
+                    f"declare shape = [-1, ...] for every one of [[{key}]], or leave [batch] out",
+                )
+    ragged = [spec for spec in inputs if -1 in spec.shape[1:]]
+    if ragged and pad is None:
+        raise _invalid(
+            f"[batch]: requests can differ in more than their first dimension, because of input {ragged[0]}",
+            "declare in [batch] what to fill up with, for example pad = 0, or fix that dimension, or leave [batch] out",
+        )
+    if pad is not None:
+        pad = _number(pad, "[batch] pad")
+        for spec in ragged:
+            if not _can_hold(spec.dtype, pad):
+                raise _invalid(f"[batch] pad = {pad:g} is no {spec.dtype}, and has to fill up input {spec}")
+    return Batch(max_rows, delay_ms, pad)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+        raise _invalid(f"{name} must be a finite number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if number != value:
+        # Not the number itself: Python writes no integer of more than 4300 digits, and TOML has such in hexadecimal.
+        raise _invalid(f"{name} has too many digits", "up to 2**53 every integer can be had")
+    return number
+
+
+def _can_hold(dtype: str, number: float) -> bool:
+    if dtype == "bool":
+        return number in (0, 1)
+    if "int" not in dtype:
+        return abs(number) <= _LARGEST.get(dtype, math.inf)
+    bits = 8 * ITEM_BYTES[dtype]
+    least, end = (0, 1 << bits) if dtype.startswith("u") else (-1 << bits - 1, 1 << bits - 1)
+    return number.is_integer() and least <= number < end
 
 
 def _check_keys(table: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...], where: str) -> None:

@@ -3,7 +3,8 @@
 daemon → worker   one packet, once: the assignment (`encode_assignment`), with the artifacts' descriptors beside it
 worker → daemon   reports: 3 bytes (kind, model's index in the assignment) and a text that the daemon never parses
 
-router ↔ worker   beside the lane, over the slot's descriptor socket: an arena's descriptor and its acknowledgement
+router ↔ worker   over the slot's own SEQPACKET socket: packets of `bedsit.ipc.wire`, and between them notes, which are
+                  shorter than any packet: an arena's descriptor and its acknowledgement, the wish for a ZeroMQ lane
 """
 
 import struct
@@ -73,31 +74,32 @@ def decode_report(data: bytes) -> tuple[int, int, bytes]:
     return kind, index, data[_REPORT.size :]
 
 
-class ArenaWord(IntEnum):
-    """Words on a slot's descriptor socket."""
+class Word(IntEnum):
+    """Words of notes between router and worker."""
 
-    GIVE = 1  # router → worker, the memfd beside it
-    FORGET = 2  # router → worker
-    MAPPED = 3  # worker → router
+    GIVE = 1  # router → worker: an arena, its memfd beside the note
+    FORGET = 2  # router → worker: that arena is of no further use
+    MAPPED = 3  # worker → router: that arena is mapped
+    MEET = 4  # router → worker: connect to the ZeroMQ lane as well
 
 
-class ArenaMessage(NamedTuple):
-    """One word about one arena."""
+class Note(NamedTuple):
+    """One word, about an arena where it is about one."""
 
     word: int
-    number: int
+    number: int = 0
     size: int = 0
 
 
-_ARENA: Final = struct.Struct("<BxxxIQ")
-ARENA_MESSAGE_BYTES: Final = _ARENA.size
+_NOTE: Final = struct.Struct("<BxxxIQ")
+NOTE_BYTES: Final = _NOTE.size
 
 
-def encode_arena(message: ArenaMessage) -> bytes:
-    """The message as 16 bytes."""
-    return _ARENA.pack(*message)
+def encode_note(note: Note) -> bytes:
+    """The note as 16 bytes."""
+    return _NOTE.pack(*note)
 
 
-def decode_arena(data: bytes) -> ArenaMessage:
-    """The message in *data*; word 0 when it is none."""
-    return ArenaMessage(*_ARENA.unpack(data)) if len(data) == _ARENA.size else ArenaMessage(0, 0)
+def decode_note(data: bytes) -> Note:
+    """The note in *data*; word 0 when it is none."""
+    return Note(*_NOTE.unpack(data)) if len(data) == NOTE_BYTES else Note(0)

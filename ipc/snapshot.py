@@ -10,7 +10,12 @@ import msgspec
 
 from bedsit.ipc.errors import error
 
-VERSION: Final = 1
+VERSION: Final = 2
+#: Nothing longer goes from the daemon to the router. A thousand tenants with ten small models each take 3 MiB.
+MAX_BYTES: Final = 64 << 20
+
+#: How much a tenant's requests mind waiting, and so what is done with them where they have to.
+ServiceClass = Literal["realtime", "interactive", "batch"]
 
 
 class KeyView(msgspec.Struct, frozen=True, array_like=True):
@@ -28,17 +33,31 @@ class VersionView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ModelView(msgspec.Struct, frozen=True):
-    """A model name of a tenant. *number* stands for the name on the wire; *default* is the version that answers."""
+    """A model name of a tenant. *number* stands for the name on the wire; *default* is the version that answers.
+
+    Its limits hold beside the tenant's own: *rate_per_s* and *concurrency_max* are 0 for no limit, *queue_max* is 0
+    where the tenant's is the only one. *priority* is that of requests that do not say theirs: 0 low, 1 normal, 2 high.
+    """
 
     name: str
     number: int
     default: int
     idempotent: bool
     versions: list[VersionView]
+    rate_per_s: float = 0.0
+    burst: int = 1
+    concurrency_max: int = 0
+    queue_max: int = 0
+    priority: int = 1
 
 
 class TenantView(msgspec.Struct, frozen=True):
-    """A tenant as the router sees it. Bytes and counts are hard limits."""
+    """A tenant as the router sees it. Bytes and counts are hard limits.
+
+    *weight* is its part of the dispatch where that is scarce, beside the others' weights; *min_share* (0 to 1) a part
+    that it has in any case. *rate_per_s* requests are let in, and *burst* of them at once above that; workers have
+    *concurrency_max* of them at a time. Rate and concurrency are 0 for no limit.
+    """
 
     name: str
     number: int
@@ -49,6 +68,13 @@ class TenantView(msgspec.Struct, frozen=True):
     max_inflight: int
     sessions_max: int
     models: list[ModelView]
+    weight: int = 100
+    service_class: ServiceClass = "interactive"
+    min_share: float = 0.0
+    rate_per_s: float = 0.0
+    burst: int = 1
+    concurrency_max: int = 0
+    queue_bytes_max: int = 16 << 20
 
 
 class SlotView(msgspec.Struct, frozen=True):
@@ -63,13 +89,19 @@ class SlotView(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The whole view; *serial* only grows within one *instance* (one state folder)."""
+    """The whole view; *serial* only grows within one *instance* (one state folder).
+
+    At most *parallel* batches run at once on this box, 0 for no such gate. The router may spin for *spin_us* before it
+    sleeps.
+    """
 
     serial: int
     instance: str
     run_dir: str
     tenants: list[TenantView]
     slots: list[SlotView]
+    parallel: int = 0
+    spin_us: int = 0
     version: int = VERSION
 
 
@@ -77,16 +109,21 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Snapshot)
 
 
-def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as msgpack."""
-    return _encoder.encode(snapshot)
+def encode(snapshot: Snapshot, tenants: list[msgspec.Raw] | None = None) -> bytes:
+    """The snapshot as msgpack; with *tenants* in place of its own, where they are encoded already."""
+    return _encoder.encode(snapshot if tenants is None else msgspec.structs.replace(snapshot, tenants=tenants))
+
+
+def encode_tenant(tenant: TenantView) -> msgspec.Raw:
+    """A part of a snapshot that seldom changes, and of which there may be a thousand."""
+    return msgspec.Raw(_encoder.encode(tenant))
 
 
 def decode(data: bytes) -> Snapshot:
     """Read a snapshot. Raises ``wire.malformed`` when it is none, or one of a foreign version."""
     try:
         snapshot = _decoder.decode(data)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise error("wire.malformed", f"not a snapshot: {e}") from None
     if snapshot.version != VERSION:
         raise error("wire.malformed", f"a snapshot of version {snapshot.version}; this router reads {VERSION}")

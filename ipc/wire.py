@@ -1,12 +1,15 @@
-"""One message on a lane: a fixed envelope, a msgpack header, and the bytes of the tensors that travel inline.
+"""One message on a lane: a fixed envelope, a header, and the bytes of the tensors that travel inline.
 
-    0        40                40+header   padded to 64
-    ┌──────────┬────────────────┬─────┬──────────────────┐
-    │ envelope │ msgpack header │ pad │ inline tensors   │   at most MAX_PACKET bytes in all
-    └──────────┴────────────────┴─────┴──────────────────┘
+    0      18         48              48+header   padded to 64
+    ┌───────┬──────────┬────────────────┬─────┬────────────────┐
+    │ route │ the rest │ header         │ pad │ inline tensors │   at most MAX_PACKET bytes in all
+    └───────┴──────────┴────────────────┴─────┴────────────────┘
+      envelope
 
-The envelope is all that the router reads or rewrites; the header and what follows are between client and worker, who
-both treat it as hostile. The same packet travels on every lane.
+The router reads the envelope and rewrites the route; it never looks further. In a REQUEST and a RESPONSE the header is
+rows of numbers: names were agreed on when the model was described, and a row's place in the list says which tensor it
+is. So equal headers mean equal things, and both ends remember what they have checked by the header's bytes. In every
+other packet the header is msgpack. The same packet travels on every lane; both ends treat it as hostile.
 """
 
 import struct
@@ -22,17 +25,28 @@ from bedsit.ipc.frames import decode_body
 from bedsit.ipc.manifest import DTYPES, ITEM_BYTES, MAX_DIM, MAX_DIMS, MAX_TENSORS
 
 MAGIC: Final = 0xBED5
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_PACKET: Final = 64 << 10
-_MAX_ITEMS: Final = 64  # in one array of a header; MAX_TENSORS is the longest there is
+_MAX_ITEMS: Final = 64  # in one array of a stranger's msgpack header; MAX_TENSORS is the longest there is
 # Measured: inline and by reference cost the same at 8 to 16 KiB; above, a copy shows.
 INLINE_BYTES: Final = 8 << 10
 ALIGNMENT: Final = 64
+#: A request's priority that leaves it to the model; else 0 (low) to 2 (high).
+MODELS_PRIORITY: Final = 3
 
-# magic u16, version u8, kind u8, header bytes u32, model number u32, model version u32, id u64, deadline u64,
-# arena id u32, reserved u32
-_ENVELOPE: Final = struct.Struct("<HBBIIIQQII")
+# magic u16, version u8, kind u8, arena u32, id u64, left u16
+_ROUTE: Final = struct.Struct("<HBBIQH")
+ROUTE_BYTES: Final = _ROUTE.size
+# the route, then: flags u8, priority u8, header bytes u32, model u32, model version u32, deadline u64, rows u32,
+# tensors u8, regions u8, reserved u16
+_ENVELOPE: Final = struct.Struct("<HBBIQHBBIIIQIBBH")
 ENVELOPE_BYTES: Final = _ENVELOPE.size
+# dtype u8, place u8, dimensions u8, reserved, offset u64, then each dimension u64
+_ROWS: Final = tuple(struct.Struct(f"<BBB5xQ{dims}Q") for dims in range(MAX_DIMS + 1))
+_ROW_BYTES: Final = _ROWS[0].size
+_REGION: Final = struct.Struct("<QQ")  # offset, capacity
+_PADS: Final = tuple(bytes(-size % ALIGNMENT) for size in range(ALIGNMENT))
+_DTYPE_CODE: Final = {name: code for code, name in enumerate(DTYPES)}
 
 
 class Kind(IntEnum):
@@ -43,6 +57,14 @@ class Kind(IntEnum):
     ERROR = 3
     CANCEL = 4
     READY = 5
+    ASK = 6  # client → router: the header is a map with ``op``
+    TOLD = 7  # router → client: the header answers an ASK
+
+
+class Flag(IntEnum):
+    """Bits of a request's *flags*."""
+
+    PINNED = 1  # this version and no other; without it the version is what the client believes to be the default
 
 
 class Place(IntEnum):
@@ -53,21 +75,33 @@ class Place(IntEnum):
 
 
 class Envelope(NamedTuple):
-    """The fixed part. *deadline_ns* is on CLOCK_MONOTONIC, 0 for none; *model_version* 0 means the default."""
+    """The fixed part of a packet.
 
+    *left* counts the packets of the same batch that follow this one (router to worker). *deadline_ns* is on
+    CLOCK_MONOTONIC, 0 for none. *rows* is the length of the inputs' first dimension, where they are batched.
+    """
+
+    magic: int
+    version: int
     kind: int
+    arena: int
+    id: int
+    left: int
+    flags: int
+    priority: int
     header_bytes: int
     model: int
     model_version: int
-    id: int
     deadline_ns: int
-    arena: int
+    rows: int
+    tensors: int
+    regions: int
+    reserved: int
 
 
 class TensorRef(NamedTuple):
-    """A tensor in a packet's header. Fields are checked by ``decode_tensors``, the offset against no mapping yet."""
+    """A tensor in a header. Fields are checked by ``decode_tensors``, the offset against no mapping yet."""
 
-    name: str
     dtype: str
     shape: tuple[int, ...]
     place: int
@@ -76,127 +110,186 @@ class TensorRef(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A part of the arena that the client reserved for the output *name*."""
+    """A part of the arena that the client reserved for an output."""
 
-    name: str
     offset: int
     capacity: int
 
 
 def pack_packet(
-    kind: Kind,
-    request_id: int,
+    kind: int,
+    ident: int,
     header: bytes = b"",
     body: bytes | bytearray | memoryview = b"",
     *,
+    tensors: int = 0,
+    regions: int = 0,
     model: int = 0,
     model_version: int = 0,
     deadline_ns: int = 0,
     arena: int = 0,
+    rows: int = 0,
+    priority: int = MODELS_PRIORITY,
+    flags: int = 0,
 ) -> bytes:
     """One packet. Raises ``wire.malformed`` when it would be over MAX_PACKET."""
-    envelope = _ENVELOPE.pack(
-        MAGIC, VERSION, kind, len(header), model, model_version, request_id, deadline_ns, arena, 0
+    packet = pack_tensors(
+        kind,
+        ident,
+        header,
+        bytes(body),
+        tensors,
+        regions,
+        model,
+        model_version,
+        deadline_ns,
+        arena,
+        rows,
+        priority,
+        flags,
     )
-    if not body:
-        packet = envelope + header
-    else:
-        used = ENVELOPE_BYTES + len(header)
-        packet = b"".join((envelope, header, bytes(-used % ALIGNMENT), body))
     if len(packet) > MAX_PACKET:
         raise error("wire.malformed", f"a packet of {len(packet)} bytes is over the limit of {MAX_PACKET}")
     return packet
 
 
-def readdress(packet: bytes, envelope: Envelope, request_id: int, *, model_version: int, arena: int) -> bytes:
-    """The same packet under another id, version and arena: what the router does to each message it passes on."""
-    return (
-        _ENVELOPE.pack(
-            MAGIC,
-            VERSION,
-            envelope.kind,
-            envelope.header_bytes,
-            envelope.model,
-            model_version,
-            request_id,
-            envelope.deadline_ns,
-            arena,
-            0,
-        )
-        + packet[ENVELOPE_BYTES:]
+def pack_tensors(
+    kind: int,
+    ident: int,
+    header: bytes,
+    body: bytes | bytearray,
+    tensors: int,
+    regions: int = 0,
+    model: int = 0,
+    model_version: int = 0,
+    deadline_ns: int = 0,
+    arena: int = 0,
+    rows: int = 0,
+    priority: int = MODELS_PRIORITY,
+    flags: int = 0,
+) -> bytes:
+    """A REQUEST or a RESPONSE; *body* may have at most INLINE_BYTES and a pad, so that it fits.
+
+    The positional twin of ``pack_packet``: one of each is made for every call.
+    """
+    size = len(header)
+    head = _ENVELOPE.pack(
+        MAGIC,
+        VERSION,
+        kind,
+        arena,
+        ident,
+        0,
+        flags,
+        priority,
+        size,
+        model,
+        model_version,
+        deadline_ns,
+        rows,
+        tensors,
+        regions,
+        0,
     )
+    return b"".join((head, header, _PADS[(ENVELOPE_BYTES + size) % ALIGNMENT], body)) if body else head + header
+
+
+def readdress(packet: bytes, kind: int, ident: int, arena: int = 0, left: int = 0) -> bytes:
+    """The same packet under another id and arena: what the router does to each message that it passes on."""
+    return _ROUTE.pack(MAGIC, VERSION, kind, arena, ident, left) + packet[ROUTE_BYTES:]
 
 
 def read_envelope(packet: bytes | bytearray) -> Envelope:
     """The envelope of a packet from a peer. Raises ``wire.malformed``."""
-    if not ENVELOPE_BYTES <= len(packet) <= MAX_PACKET:
-        raise error("wire.malformed", f"a packet of {len(packet)} bytes")
-    magic, version, kind, header_bytes, model, model_version, ident, deadline, arena, _ = _ENVELOPE.unpack_from(packet)
+    return Envelope._make(read_fields(packet))
+
+
+def read_fields(packet: bytes | bytearray) -> tuple[int, ...]:
+    """What ``read_envelope`` gives as a plain tuple, in the order of `Envelope`: names cost time. Raises the same."""
+    size = len(packet)
+    if not ENVELOPE_BYTES <= size <= MAX_PACKET:
+        raise error("wire.malformed", f"a packet of {size} bytes")
+    fields = _ENVELOPE.unpack_from(packet)
+    if fields[0] != MAGIC or fields[1] != VERSION:
+        raise error("wire.malformed", f"not a packet of wire version {VERSION}")
+    if fields[8] > size - ENVELOPE_BYTES:
+        raise error("wire.malformed", "the header is longer than the packet")
+    return fields
+
+
+def read_route(packet: bytes) -> tuple[int, int]:
+    """Kind and id of a packet, where the rest of its envelope does not matter. Raises ``wire.malformed``."""
+    size = len(packet)
+    if not ENVELOPE_BYTES <= size <= MAX_PACKET:
+        raise error("wire.malformed", f"a packet of {size} bytes")
+    magic, version, kind, _, ident, _ = _ROUTE.unpack_from(packet)
     if magic != MAGIC or version != VERSION:
         raise error("wire.malformed", f"not a packet of wire version {VERSION}")
-    if header_bytes > len(packet) - ENVELOPE_BYTES:
-        raise error("wire.malformed", "the header is longer than the packet")
-    return Envelope(kind, header_bytes, model, model_version, ident, deadline, arena)
+    return kind, ident
 
 
-def read_header(packet: bytes | bytearray, envelope: Envelope) -> Any:
-    """The msgpack value in the header. Raises ``wire.malformed``."""
-    return decode_body(memoryview(packet)[ENVELOPE_BYTES : ENVELOPE_BYTES + envelope.header_bytes], _MAX_ITEMS)
+def header_of(packet: bytes | bytearray, envelope: Envelope) -> bytes:
+    """The header's bytes: what equal packets have in common."""
+    return bytes(packet[ENVELOPE_BYTES : ENVELOPE_BYTES + envelope.header_bytes])
+
+
+def body_at(header_bytes: int) -> int:
+    """Where the inline bytes of a packet begin."""
+    used = ENVELOPE_BYTES + header_bytes
+    return used + -used % ALIGNMENT
 
 
 def body_of(packet: bytes | bytearray, envelope: Envelope) -> memoryview:
     """The inline bytes of a packet; empty when there are none."""
-    used = ENVELOPE_BYTES + envelope.header_bytes
-    return memoryview(packet)[used + -used % ALIGNMENT :]
+    return memoryview(packet)[body_at(envelope.header_bytes) :]
 
 
-def encode_request(tensors: Sequence[TensorRef], regions: Sequence[Region]) -> bytes:
-    """The header of a REQUEST."""
-    data: bytes = msgpack.packb((_rows(tensors), tuple(regions)))
-    return data
+def read_map(packet: bytes | bytearray, envelope: Envelope, max_items: int = _MAX_ITEMS) -> Any:
+    """The msgpack value in the header of an ASK, TOLD or ERROR. Raises ``wire.malformed``, also for longer arrays."""
+    return decode_body(header_of(packet, envelope), max_items)
 
 
-def encode_response(tensors: Sequence[TensorRef]) -> bytes:
-    """The header of a RESPONSE."""
-    data: bytes = msgpack.packb((_rows(tensors),))
-    return data
+def pack_map(kind: int, ident: int, fields: object) -> bytes:
+    """A packet whose header is *fields* as msgpack. Raises ``wire.malformed`` when that is too long."""
+    return pack_packet(kind, ident, msgpack.packb(fields))
 
 
-def encode_error(failure: BedsitError) -> bytes:
-    """The header of an ERROR."""
-    data: bytes = msgpack.packb(failure.to_wire())
-    return data
-
-
-def decode_request(packet: bytes | bytearray, envelope: Envelope) -> tuple[list[TensorRef], list[Region]]:
-    """The tensors and reserved regions of a REQUEST, checked in themselves. Raises ``wire.malformed``."""
-    header = read_header(packet, envelope)
-    if not isinstance(header, list) or len(header) != 2:  # noqa: PLR2004 - [tensors, regions]
-        raise error("wire.malformed", "the header of a request must be [tensors, regions]")
-    regions = header[1]
-    if not isinstance(regions, list) or len(regions) > MAX_TENSORS:
-        raise error("wire.malformed", "regions")
-    return decode_tensors(header[0]), [_region(row) for row in regions]
-
-
-def decode_response(packet: bytes | bytearray, envelope: Envelope) -> list[TensorRef]:
-    """The tensors of a RESPONSE, checked in themselves. Raises ``wire.malformed``."""
-    header = read_header(packet, envelope)
-    if not isinstance(header, list) or len(header) != 1:
-        raise error("wire.malformed", "the header of a response must be [tensors]")
-    return decode_tensors(header[0])
+def pack_error(ident: int, failure: BedsitError) -> bytes:
+    """An ERROR packet."""
+    return pack_map(Kind.ERROR, ident, failure.to_wire())
 
 
 def decode_error(packet: bytes | bytearray, envelope: Envelope) -> BedsitError:
-    """The error in an ERROR packet."""
-    return error_from_wire(read_header(packet, envelope))
+    """The error in an ERROR packet. Raises ``wire.malformed`` when there is none."""
+    return error_from_wire(read_map(packet, envelope))
 
 
-def decode_tensors(rows: Any) -> list[TensorRef]:
-    """Check every number of every row: types, ranges, and the product of the dimensions. Raises ``wire.malformed``."""
-    if not isinstance(rows, list) or len(rows) > MAX_TENSORS:
+def encode_tensor(dtype: str, shape: Sequence[int], place: int, offset: int) -> bytes:
+    """One row of a header."""
+    return _ROWS[len(shape)].pack(_DTYPE_CODE[dtype], place, len(shape), offset, *shape)
+
+
+def encode_region(offset: int, capacity: int) -> bytes:
+    """A reserved region, behind the rows of a REQUEST, one for each output or none at all."""
+    return _REGION.pack(offset, capacity)
+
+
+def decode_request(header: bytes, tensors: int, regions: int) -> tuple[tuple[TensorRef, ...], tuple[Region, ...]]:
+    """The tensors and reserved regions of a REQUEST, checked in themselves. Raises ``wire.malformed``."""
+    if tensors > MAX_TENSORS or regions > MAX_TENSORS:
         raise error("wire.malformed", f"at most {MAX_TENSORS} tensors")
-    return [_tensor(row) for row in rows]
+    refs, at = _decode_rows(header, tensors)
+    if len(header) - at != regions * _REGION.size:
+        raise error("wire.malformed", "the header is not as long as its rows and regions")
+    rooms = tuple(Region(*_REGION.unpack_from(header, at + index * _REGION.size)) for index in range(regions))
+    if any(room.offset > MAX_DIM or room.capacity > MAX_DIM for room in rooms):
+        raise error("wire.malformed", "a region out of range")
+    return refs, rooms
+
+
+def decode_response(header: bytes, tensors: int) -> tuple[TensorRef, ...]:
+    """The tensors of a RESPONSE, checked in themselves. Raises ``wire.malformed``."""
+    return decode_request(header, tensors, 0)[0]
 
 
 def count_bytes(dtype: str, shape: Sequence[int]) -> int:
@@ -204,49 +297,30 @@ def count_bytes(dtype: str, shape: Sequence[int]) -> int:
     return ITEM_BYTES[dtype] * prod(shape)
 
 
-def _rows(tensors: Sequence[TensorRef]) -> tuple[tuple[str, int, tuple[int, ...], int, int], ...]:
-    return tuple((t.name, _DTYPE_CODE[t.dtype], t.shape, t.place, t.offset) for t in tensors)
+def _decode_rows(header: bytes, count: int) -> tuple[tuple[TensorRef, ...], int]:
+    refs = []
+    at = 0
+    for _ in range(count):
+        if len(header) - at < _ROW_BYTES or header[at + 2] > MAX_DIMS:
+            raise error("wire.malformed", "a row is cut off, or has too many dimensions")
+        row = _ROWS[header[at + 2]]
+        if len(header) - at < row.size:
+            raise error("wire.malformed", "a row is cut off")
+        code, place, _, offset, *shape = row.unpack_from(header, at)
+        at += row.size
+        refs.append(_check_row(code, place, offset, tuple(shape)))
+    return tuple(refs), at
 
 
-def _tensor(row: Any) -> TensorRef:
-    # Plain ifs: structural pattern matching took 10 us a request here, this takes 2.
-    if type(row) is list and len(row) == 5:  # noqa: PLR2004 - the five fields
-        name, code, shape, place, offset = row
-        if (
-            type(name) is str
-            and type(code) is int
-            and 0 <= code < len(DTYPES)
-            and type(shape) is list
-            and len(shape) <= MAX_DIMS
-            and type(place) is int
-            and 0 <= place <= 1
-            and type(offset) is int
-            and 0 <= offset <= MAX_DIM
-        ):
-            dtype = DTYPES[code]
-            nbytes = ITEM_BYTES[dtype]
-            for dim in shape:
-                if type(dim) is not int or not 0 <= dim <= MAX_DIM:
-                    break
-                nbytes *= dim or 1  # numpy and torch refuse an empty shape whose other dimensions are absurd
-            else:
-                if nbytes <= MAX_DIM:
-                    return TensorRef(name, dtype, tuple(shape), place, offset, 0 if 0 in shape else nbytes)
-    raise error("wire.malformed", "a tensor must be [name, dtype, shape, place, offset], each in range")
-
-
-def _region(row: Any) -> Region:
-    if type(row) is list and len(row) == 3:  # noqa: PLR2004 - the three fields
-        name, offset, capacity = row
-        if (
-            type(name) is str
-            and type(offset) is int
-            and 0 <= offset <= MAX_DIM
-            and type(capacity) is int
-            and 0 <= capacity <= MAX_DIM
-        ):
-            return Region(name, offset, capacity)
-    raise error("wire.malformed", "a region must be [name, offset, capacity], each in range")
-
-
-_DTYPE_CODE: Final = {name: code for code, name in enumerate(DTYPES)}
+def _check_row(code: int, place: int, offset: int, shape: tuple[int, ...]) -> TensorRef:
+    if code < len(DTYPES) and place <= Place.ARENA and offset <= MAX_DIM:
+        dtype = DTYPES[code]
+        nbytes = ITEM_BYTES[dtype]
+        for dim in shape:
+            if dim > MAX_DIM:
+                break
+            nbytes *= dim or 1  # numpy and torch refuse an empty shape whose other dimensions are absurd
+        else:
+            if nbytes <= MAX_DIM:
+                return TensorRef(dtype, shape, place, offset, 0 if 0 in shape else nbytes)
+    raise error("wire.malformed", "a row out of range")

@@ -28,7 +28,7 @@ from bedsit.sandbox.jail.context import Context
 from bedsit.sandbox.output import Output
 from bedsit.sandbox.refusals import Refusals
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 LINGER_S: Final = 30.0
 MAX_FDS: Final = 250  # the kernel's own limit is 253 (SCM_MAX_FD)
 MAX_WORKER_PACKET: Final = 64 << 10

@@ -32,7 +32,7 @@ from bedsit.sandbox.jail.context import House
 from bedsit.sandbox.jail.steps import STEPS, Step
 from bedsit.sandbox.spawn import MAX_FDS, Entry, Plan, read_order, spawn
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _HARMLESS: Final = {*_ONE_THREAD, "LC_CTYPE"}  # Python sets LC_CTYPE itself when there is no locale (PEP 538)
 

@@ -13,25 +13,40 @@ from typing import Any, Final, get_type_hints
 import msgspec
 
 from bedsit.ipc.errors import error
+from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
+from bedsit.supervisor.admission import Burst, Concurrency, QueueBytes, QueueLength, Rate, Sessions, Weight
 
 DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
 _UNITS: Final[Mapping[str, int]] = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE: Final = re.compile(r"^(\d+)\s*([A-Za-z]*)$")
+_MAX_PARALLEL: Final = 1024
+_MAX_SPIN_US: Final = 1000
 # The longest socket below the run folder is "slots/s12345678/router.sock"; sun_path holds 107 bytes and a NUL.
 _MAX_RUN_DIR: Final = 107 - len("/slots/s12345678/router.sock")
 
 
 class TenantDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a tenant gets when its creator does not say."""
+    """What a tenant gets when its creator does not say.
+
+    There is none of *min_share*: guaranteed by default, the whole box would be given away after a few tenants.
+    """
 
     memory_bytes: int = 2 << 30
     cpus: float = 1.0
     pids: int = 256
     arena_bytes: int = 1 << 30
-    queue_max: int = 1024
+    queue_max: QueueLength = 1024
+    queue_bytes_max: QueueBytes = 16 << 20
     max_inflight: int = 8
-    sessions_max: int = 64
+    sessions_max: Sessions = 64
+    weight: Weight = 100
+    service_class: ServiceClass = "interactive"
+    #: Requests a second, 0 for no limit, and how many may come at once above that.
+    rate_per_s: Rate = 0.0
+    burst: Burst = 1
+    #: Requests that its workers have at once; 0 for no limit.
+    concurrency_max: Concurrency = 0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +69,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zygote_forks_max: int = 1000
     #: A model must be loaded within this time.
     load_timeout_s: float = 120.0
+    #: Batches of all tenants that run at once; 0 for no such gate.
+    parallel: int = 0
+    #: How long the router spins before it sleeps: a processor for fewer microseconds of latency.
+    router_spin_us: int = 0
     #: A replaced slot may finish its requests within this time.
     drain_timeout_s: float = 60.0
     #: Writable file systems of a slot; their pages count against the tenant's memory.
@@ -137,7 +156,7 @@ def _read_keys(file: Path, prefix: str, table: dict[str, Any], shape: type[msgsp
             )
         if isinstance(value, dict) and issubclass(hints[key], msgspec.Struct):
             _read_keys(file, f"{prefix}{key}.", value, hints[key])
-        elif isinstance(value, str) and key.endswith("_bytes"):
+        elif isinstance(value, str) and "bytes" in key.split("_"):
             try:
                 table[key] = parse_size(value)
             except ValueError as e:
@@ -162,7 +181,10 @@ def _check(config: Config) -> None:
     require("zygote_forks_max", "must be above pool_size", ok=config.zygote_forks_max > config.pool_size)
     for key in ("load_timeout_s", "drain_timeout_s", "tmp_bytes", "bundle_bytes", "log_bytes", "artifact_bytes"):
         require(key, "must be above 0", ok=getattr(config, key) > 0)
-    for key in TenantDefaults.__struct_fields__:
+    # What the router is told of a tenant has its range in its type.
+    for key in ("memory_bytes", "cpus", "pids", "arena_bytes", "max_inflight"):
         require(f"tenant.{key}", "must be above 0", ok=getattr(config.tenant, key) > 0)
+    require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
+    require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")
     require("log_level", f"must be one of {', '.join(levels)}", ok=config.log_level in levels)

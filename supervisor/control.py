@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from bedsit.ipc import snapshot as view
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.frames import FrameReader, encode_frame
 from bedsit.ipc.seqpacket import refuse_descriptors
@@ -23,7 +24,8 @@ from bedsit.supervisor.folders import Folders
 from bedsit.supervisor.log import get_log
 
 _READ: Final = 256 << 10
-_MAX_UNSENT: Final = 16 << 20
+#: At most one snapshot waits for the router to read it, and some small things beside it.
+_MAX_UNSENT: Final = view.MAX_BYTES + (1 << 20)
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -82,6 +84,7 @@ class Control:
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._latest = b""
+        self._behind = False
         self._acked = 0
         self._news = asyncio.Condition()
         self._stats: dict[str, Traffic] = {}
@@ -99,9 +102,12 @@ class Control:
         self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
     def send_snapshot(self, _serial: int, encoded: bytes) -> None:
-        """Send the newest snapshot now, or when a router comes."""
-        self._latest = encode_frame({"op": "snapshot", "snapshot": encoded})
-        self._send(self._latest)
+        """Send the newest snapshot now, or when a router comes. Raises ``wire.malformed`` when it is too long.
+
+        While the router has not read what was sent before, it waits and is replaced by the next one: each says all.
+        """
+        self._latest = encode_frame({"op": "snapshot", "snapshot": encoded}, view.MAX_BYTES)
+        self._send_latest()
 
     def shut_down_router(self) -> None:
         """Ask the router to exit."""
@@ -144,6 +150,12 @@ class Control:
             return False
         return True
 
+    def _send_latest(self) -> None:
+        # Whatever is unsent gets an answer once it is read, and an answer brings us here again.
+        self._behind = self._writer is not None and self._writer.transport.get_write_buffer_size() > 0
+        if not self._behind:
+            self._send(self._latest)
+
     def _send(self, frame: bytes) -> None:
         if self._writer is None or self._writer.is_closing():
             return
@@ -163,11 +175,13 @@ class Control:
         self._events.add("router.connected", f"pid {pid}")
         try:
             if self._latest:
-                self._send(self._latest)
+                self._send_latest()
             frames = FrameReader()
             while data := await reader.read(_READ):
                 for message in frames.feed(data):
                     self._hear(msgspec.convert(message, _Message))
+                if self._behind:
+                    self._send_latest()
                 async with self._news:
                     self._news.notify_all()
         except (OSError, BedsitError, msgspec.ValidationError) as e:

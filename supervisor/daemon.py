@@ -209,7 +209,7 @@ class Daemon:
         undo.push_async_callback(slots.close)
         control = Control(folders, router_uid, self.feed, events)
         undo.push_async_callback(control.close)
-        publisher = Publisher(folders, router_gid, registry, house, slots, control.send_snapshot)
+        publisher = Publisher(config, folders, router_gid, registry, house, slots, control.send_snapshot)
         timers = Timers(lambda timer: self.feed(on.TimerFired(timer)))
         undo.callback(timers.stop_all)
         effects = Effects(

@@ -19,6 +19,7 @@ Kind = Literal[
     "daemon.stopped",
     "key.created",
     "key.revoked",
+    "model.changed",
     "model.deleted",
     "model.deployed",
     "model.load_failed",

@@ -4,18 +4,20 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from bedsit.ipc import snapshot as view
 from bedsit.ipc.errors import BedsitError, error
-from bedsit.ipc.frames import MAX_FRAME
 from bedsit.supervisor.atomic import write_atomically
+from bedsit.supervisor.config import Config
 from bedsit.supervisor.folders import Folders
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
-from bedsit.supervisor.registry import ModelRow, Registry, TenantRow
+from bedsit.supervisor.registry import ADMISSION, MODEL_ADMISSION, ModelRow, Registry, TenantRow
 from bedsit.supervisor.slots import Slots
 
-#: A snapshot travels as one frame; a deployment that would make it longer is refused.
-MAX_SNAPSHOT: Final = MAX_FRAME - (64 << 10)
+#: A deployment that would make the snapshot longer is refused; what is left is for keys, slots and further tenants.
+_ROOM: Final = view.MAX_BYTES - (4 << 20)
 _STATES: Final = {"loading": "loading", "serving": "serving", "draining": "draining", "dying": "draining"}
 
 
@@ -24,6 +26,7 @@ class Publisher:
 
     def __init__(
         self,
+        config: Config,
         folders: Folders,
         router_gid: int,
         registry: Registry,
@@ -31,6 +34,7 @@ class Publisher:
         slots: Slots,
         send: Callable[[int, bytes], None],
     ) -> None:
+        self._config = config
         self._folders = folders
         self._router_gid = router_gid
         self._registry = registry
@@ -39,11 +43,13 @@ class Publisher:
         self._send = send
         self.serial = self._first_serial()
         self.encoded = b""
+        self._tenants: dict[int, msgspec.Raw] = {}
+        self._revision = 0
 
     def publish(self) -> None:
         """Tell the router what is. What cannot be written or sent is logged: the rest of the daemon goes on."""
         self.serial += 1
-        self.encoded = view.encode(self._view())
+        self.encoded = view.encode(self._view(), self._encode_tenants())
         try:
             self._send(self.serial, self.encoded)
             write_atomically(self._folders.snapshot, self.encoded, 0o640, self._router_gid)
@@ -52,18 +58,32 @@ class Publisher:
 
     def check_room(self, more_bytes: int) -> None:
         """Raises ``snapshot.full`` when *more_bytes* of manifests do not fit any more."""
-        if len(self.encoded) + more_bytes > MAX_SNAPSHOT:
+        if len(self.encoded) + more_bytes > _ROOM:
             hint = "retire old model versions"
             raise error("snapshot.full", "the descriptions of all models of this box take too much room", hint)
 
     def _view(self) -> view.Snapshot:
+        """All but the tenants."""
         return view.Snapshot(
             serial=self.serial,
             instance=self._registry.instance,
             run_dir=str(self._folders.run),
-            tenants=[self._tenant(row) for row in self._registry.tenants()],
+            tenants=[],
             slots=self._slot_views(),
+            parallel=self._config.parallel,
+            spin_us=self._config.router_spin_us,
         )
+
+    def _encode_tenants(self) -> list[msgspec.Raw]:
+        """Every tenant, read anew only where it has changed: nobody looks up a thousand for the news of one."""
+        for number in self._registry.changed_since(self._revision):
+            row = self._registry.find_tenant(number)
+            if row is None:
+                self._tenants.pop(number, None)
+            else:
+                self._tenants[number] = view.encode_tenant(self._tenant(row))
+        self._revision = self._registry.revision
+        return list(self._tenants.values())
 
     def _tenant(self, row: TenantRow) -> view.TenantView:
         keys = [view.KeyView(key.id, key.digest) for key in self._registry.keys(row.number) if key.revoked_at is None]
@@ -73,10 +93,9 @@ class Publisher:
             state=row.wanted,
             keys=keys,
             arena_bytes=row.arena_bytes,
-            queue_max=row.queue_max,
             max_inflight=row.max_inflight,
-            sessions_max=row.sessions_max,
             models=[_model(model) for model in self._registry.models(row.number)],
+            **{name: getattr(row, name) for name in ADMISSION},
         )
 
     def _slot_views(self) -> list[view.SlotView]:
@@ -102,5 +121,11 @@ class Publisher:
 
 
 def _model(row: ModelRow) -> view.ModelView:
-    versions = [view.VersionView(version.version, version.manifest) for version in row.versions]
-    return view.ModelView(row.name, row.number, row.default, row.idempotent, versions)
+    return view.ModelView(
+        name=row.name,
+        number=row.number,
+        default=row.default,
+        idempotent=row.idempotent,
+        versions=[view.VersionView(version.version, version.manifest) for version in row.versions],
+        **{name: getattr(row, name) for name in MODEL_ADMISSION},
+    )

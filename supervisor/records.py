@@ -13,6 +13,8 @@ from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.atomic import write_atomically
 
 VERSION: Final = 2
+#: What msgspec raises for bytes that are no record; its own errors leave out bad UTF-8 and endless nesting.
+_TORN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 #: blank: committed, nobody's. assigning: the assignment is on its way. The rest as in the lifecycle.
 Phase = Literal["blank", "assigning", "loading", "serving", "draining"]
 
@@ -74,7 +76,7 @@ class Records:
             if version != VERSION:
                 raise Unreadable(f"record of foreign version {version}")
             record = msgspec.json.decode(data, type=Record)
-        except (OSError, msgspec.MsgspecError) as e:
+        except (OSError, *_TORN) as e:
             raise Unreadable(f"torn record: {e}") from e
         if record.slot != slot:
             raise Unreadable(f"record of slot {record.slot} under the name {slot}")
@@ -98,5 +100,5 @@ def load_places(path: Path) -> Places | None:
     """Read where the cgroups are; None when nothing readable says so."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Places)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *_TORN):
         return None

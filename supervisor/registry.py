@@ -6,12 +6,14 @@ Manifests are opaque bytes here. Calls block for at most one fsync.
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.snapshot import ServiceClass
 from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.admission import SHARES_MAX
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.keys import NewKey
 from bedsit.supervisor.migrations import migrate
@@ -19,10 +21,27 @@ from bedsit.supervisor.migrations import migrate
 Isolation = Literal["strict", "best-effort"]
 _TENANT: Final = (
     "number, name, wanted, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max,"
-    " created_at, profile, cpu_weight, cpu_idle, cores, io_bps"
+    " created_at, profile, cpu_weight, cpu_idle, cores, io_bps, weight, service_class, min_share, rate_per_s, burst,"
+    " concurrency_max, queue_bytes_max"
 )
-#: The columns that say what a tenant may use.
+_MODEL: Final = "number, name, default_version, idempotent, rate_per_s, burst, concurrency_max, queue_max, priority"
+_CPU_IDLE: Final = _TENANT.split(", ").index("cpu_idle")
+#: The columns that say what a tenant may use, which the kernel holds it to.
 LIMITS: Final = ("memory_bytes", "cpus", "pids", "cpu_weight", "cpu_idle", "cores", "io_bps")
+#: The columns that say how its requests are let in and when it is their turn, which the router holds it to.
+ADMISSION: Final = (
+    "weight",
+    "service_class",
+    "min_share",
+    "rate_per_s",
+    "burst",
+    "concurrency_max",
+    "queue_max",
+    "queue_bytes_max",
+    "sessions_max",
+)
+#: The same of a model.
+MODEL_ADMISSION: Final = ("rate_per_s", "burst", "concurrency_max", "queue_max", "priority")
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,13 @@ class TenantRow:
     cpu_idle: bool = False
     cores: str = "all"
     io_bps: int = 0
+    weight: int = 100
+    service_class: ServiceClass = "interactive"
+    min_share: float = 0.0
+    rate_per_s: float = 0.0
+    burst: int = 1
+    concurrency_max: int = 0
+    queue_bytes_max: int = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,13 @@ class NewTenant:
     cpu_idle: bool = False
     cores: str = "all"
     io_bps: int = 0
+    weight: int = 100
+    service_class: ServiceClass = "interactive"
+    min_share: float = 0.0
+    rate_per_s: float = 0.0
+    burst: int = 1
+    concurrency_max: int = 0
+    queue_bytes_max: int = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -99,6 +132,11 @@ class ModelRow:
     default: int
     idempotent: bool
     versions: tuple[VersionRow, ...]
+    rate_per_s: float = 0.0
+    burst: int = 1
+    concurrency_max: int = 0
+    queue_max: int = 0
+    priority: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,6 +176,9 @@ class Registry:
                 raise
         path.chmod(0o600)
         self._path = path
+        #: Another one after every change that the router may have to hear of.
+        self.revision = 1
+        self._changed = dict.fromkeys((number for (number,) in self._db.execute("SELECT number FROM tenants")), 1)
         (self.instance,) = self._db.execute("SELECT value FROM meta WHERE key = 'instance'").fetchone()
 
     def close(self) -> None:
@@ -150,6 +191,15 @@ class Registry:
         """All tenants by name."""
         return [_read_tenant(row) for row in self._db.execute(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
 
+    def changed_since(self, revision: int) -> list[int]:
+        """Numbers of the tenants that were made, changed or deleted after *revision*; of all of them after 0."""
+        return [number for number, changed in self._changed.items() if changed > revision]
+
+    def find_tenant(self, number: int) -> TenantRow | None:
+        """The tenant of that number; None when there is none any more."""
+        row = self._db.execute(f"SELECT {_TENANT} FROM tenants WHERE number = ?", (number,)).fetchone()
+        return None if row is None else _read_tenant(row)
+
     def tenant(self, name: str) -> TenantRow:
         """One tenant. Raises ``tenant.not_found``."""
         row = self._db.execute(f"SELECT {_TENANT} FROM tenants WHERE name = ?", (name,)).fetchone()
@@ -158,31 +208,49 @@ class Registry:
         return _read_tenant(row)
 
     def add_tenant(self, new: NewTenant, key: NewKey, at: str) -> TenantRow:
-        """Create a tenant with its first key. Raises ``tenant.exists``."""
+        """Create a tenant with its first key. Raises ``tenant.exists``, and ``limit.impossible`` as ``check_share``."""
         with self._writing() as db:
             if db.execute("SELECT 1 FROM tenants WHERE name = ?", (new.name,)).fetchone():
                 raise error("tenant.exists", f"tenant {new.name!r} exists already")
+            self.check_share(new.name, new.min_share)
             fields = {**vars(new), "created_at": at}
             names, marks = ", ".join(fields), ", ".join(f":{name}" for name in fields)
             added = db.execute(f"INSERT INTO tenants ({names}) VALUES ({marks})", fields).lastrowid
             db.execute("INSERT INTO keys VALUES (?, ?, 'first', ?, ?, NULL)", (key.id, added, key.digest, at))
-        return self.tenant(new.name)
+        row = self.tenant(new.name)
+        self._changed[row.number] = self.revision
+        return row
 
     def set_wanted(self, name: str, wanted: Literal["running", "stopped"]) -> None:
         """Say whether a tenant shall run."""
-        with self._writing() as db:
+        with self._writing(self.tenant(name).number) as db:
             db.execute("UPDATE tenants SET wanted = ? WHERE name = ?", (wanted, name))
 
     def set_limits(self, wanted: TenantRow) -> None:
-        """Change what a tenant may use and do to what *wanted* says."""
-        with self._writing() as db:
-            fields = {name: getattr(wanted, name) for name in ("name", "profile", *LIMITS)}
-            changes = ", ".join(f"{name} = :{name}" for name in ("profile", *LIMITS))
+        """Change what a tenant may use, do and ask for to what *wanted* says. Raises as ``check_share``."""
+        columns = ("profile", *LIMITS, *ADMISSION)
+        with self._writing(wanted.number) as db:
+            self.check_share(wanted.name, wanted.min_share)
+            fields = {name: getattr(wanted, name) for name in ("name", *columns)}
+            changes = ", ".join(f"{name} = :{name}" for name in columns)
             db.execute(f"UPDATE tenants SET {changes} WHERE name = :name", fields)
+
+    def check_share(self, name: str, share: float) -> None:
+        """Raises ``limit.impossible`` when all tenants, *name* with this *share*, are promised more than there is.
+
+        A share that does not grow is never refused.
+        """
+        query = "SELECT coalesce(max(min_share) FILTER (WHERE name = :name), 0), total(min_share) FROM tenants"
+        own, promised = self._db.execute(query, {"name": name}).fetchone()
+        if share > own and promised - own + share > SHARES_MAX:
+            left = round(max(0.0, 1 - (promised - own)), 6)
+            what = f"a guaranteed share of {share:.4g} is more than the other tenants leave, {left:.4g}"
+            hint = "ask for less, or lower another's: bedsit tenant set TENANT --min-share 0"
+            raise error("limit.impossible", what, hint, share=share, left=left)
 
     def delete_tenant(self, name: str) -> None:
         """Forget a tenant, its keys, models and tally."""
-        with self._writing() as db:
+        with self._writing(self.tenant(name).number) as db:
             db.execute("DELETE FROM tenants WHERE name = ?", (name,))
 
     # -- keys ---------------------------------------------------------------------------------------------------------
@@ -194,12 +262,12 @@ class Registry:
 
     def add_key(self, tenant: int, key: NewKey, label: str, at: str) -> None:
         """Add a key to a tenant."""
-        with self._writing() as db:
+        with self._writing(tenant) as db:
             db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)", (key.id, tenant, label, key.digest, at))
 
     def revoke_key(self, tenant: int, key_id: str, at: str) -> None:
         """Revoke a key for good; a second time changes nothing. Raises ``key.not_found``."""
-        with self._writing() as db:
+        with self._writing(tenant) as db:
             change = "UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE tenant = ? AND id = ?"
             if db.execute(change, (at, tenant, key_id)).rowcount == 0:
                 raise error("key.not_found", f"no key {key_id!r} of this tenant", "list them with: bedsit key list")
@@ -214,11 +282,16 @@ class Registry:
         )
         for model, *row in self._db.execute(query, (tenant,)):
             versions.setdefault(model, []).append(VersionRow(*row))
-        query = "SELECT number, name, default_version, idempotent FROM models WHERE tenant = ? ORDER BY number"
+        query = f"SELECT {_MODEL} FROM models WHERE tenant = ? ORDER BY number"
         return [
-            ModelRow(number, name, default, bool(idempotent), tuple(versions[number]))
-            for number, name, default, idempotent in self._db.execute(query, (tenant,))
+            ModelRow(number, name, default, bool(idempotent), tuple(versions[number]), *admission)
+            for number, name, default, idempotent, *admission in self._db.execute(query, (tenant,))
         ]
+
+    def count_models(self, tenant: int) -> int:
+        """How many models a tenant has."""
+        (count,) = self._db.execute("SELECT count(*) FROM models WHERE tenant = ?", (tenant,)).fetchone()
+        return int(count)
 
     def propose_version(self, tenant: int, name: str) -> tuple[int, int]:
         """The model number and version that the next deployment of *name* will get. Writes nothing."""
@@ -232,9 +305,10 @@ class Registry:
     def add_version(self, tenant: int, new: NewVersion, at: str) -> None:
         """Write down a loaded version: it is the default from now on, beside the older ones."""
         fields = {**vars(new), "tenant": tenant, "at": at}
-        with self._writing() as db:
+        with self._writing(tenant) as db:
             db.execute(
-                "INSERT INTO models VALUES (:tenant, :number, :name, :version, :idempotent, :version + 1)"
+                "INSERT INTO models (tenant, number, name, default_version, idempotent, next_version)"
+                " VALUES (:tenant, :number, :name, :version, :idempotent, :version + 1)"
                 " ON CONFLICT DO UPDATE"
                 " SET default_version = :version, idempotent = :idempotent, next_version = :version + 1",
                 fields,
@@ -244,9 +318,16 @@ class Registry:
             )
             db.execute("UPDATE tenants SET next_model = max(next_model, :number + 1) WHERE number = :tenant", fields)
 
+    def set_admission(self, tenant: int, wanted: ModelRow) -> None:
+        """Change how a model's requests are let in to what *wanted* says; all its versions share that."""
+        with self._writing(tenant) as db:
+            fields = {"tenant": tenant} | {name: getattr(wanted, name) for name in ("number", *MODEL_ADMISSION)}
+            changes = ", ".join(f"{name} = :{name}" for name in MODEL_ADMISSION)
+            db.execute(f"UPDATE models SET {changes} WHERE tenant = :tenant AND number = :number", fields)
+
     def delete_versions(self, tenant: int, number: int, versions: set[int]) -> None:
         """Retire *versions* of a model; the newest one left is the default, and with none left the model is gone."""
-        with self._writing() as db:
+        with self._writing(tenant) as db:
             for version in versions:
                 what = (tenant, number, version)
                 db.execute("DELETE FROM versions WHERE tenant = ? AND model = ? AND version = ?", what)
@@ -277,13 +358,15 @@ class Registry:
             db.execute(f"{count} {again}", {"tenant": tenant, "cause": cause.text, "kind": cause.kind})
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing."""
+    def _writing(self, *changed: int) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it or nothing. *changed* are the tenants of which the router may have to hear."""
         with _as_disk_errors(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
                 self._db.execute("COMMIT")
+                self.revision += 1
+                self._changed.update(dict.fromkeys(changed, self.revision))
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -306,5 +389,6 @@ def sqlite_error(path: Path, e: sqlite3.Error) -> BedsitError:
 
 
 def _read_tenant(row: tuple[Any, ...]) -> TenantRow:
-    tenant = TenantRow(*row)
-    return replace(tenant, cpu_idle=bool(tenant.cpu_idle))  # SQLite has no truth of its own
+    fields = list(row)
+    fields[_CPU_IDLE] = bool(fields[_CPU_IDLE])  # SQLite has no truth of its own
+    return TenantRow(*fields)

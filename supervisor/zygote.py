@@ -10,7 +10,7 @@ from bedsit.ipc.errors import BedsitError, error
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.watch import PacketLink
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 #: Above the zygote's own deadline for one slot: who says nothing for so long will not say anything any more.
 _SPAWN_S: Final = 15.0
 _HELLO_S: Final = 5.0

@@ -1,70 +1,40 @@
-"""The arenas that this worker has mapped, and the socket they come over.
+"""The arenas that this worker has mapped.
 
 The router is believed; the clients behind the arenas are not: bytes in an arena may change at any time.
 """
 
+import ctypes
 import mmap
-import os
-import socket
-import time
-from typing import Final
+from typing import NamedTuple
 
-from bedsit.ipc.seqpacket import recv_bytes, send_bytes
-from bedsit.ipc.slot import ArenaMessage, ArenaWord, decode_arena, encode_arena
 
-_RETRY_S: Final = 0.02
+class Mapped(NamedTuple):
+    """An arena in this process: its pages, and the address of the first one."""
+
+    pages: mmap.mmap
+    address: int
 
 
 class ArenaTable:
-    """Maps what the router gives, by number. A mapping lives until it is forgotten and nothing refers to it."""
+    """Arenas by number. A mapping lives until it is forgotten and nothing refers to it."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._maps: dict[int, mmap.mmap] = {}
-        self._socket: socket.socket | None = None
+    def __init__(self) -> None:
+        self._arenas: dict[int, Mapped] = {}
 
-    def connect(self) -> socket.socket:
-        """Connect to the router, waiting for it for as long as it takes. A new router has new arenas."""
-        self._maps.clear()
-        while True:
-            link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-            try:
-                link.connect(self._path)
-            except OSError:
-                link.close()
-                time.sleep(_RETRY_S)
-                continue
-            link.setblocking(False)
-            self._socket = link
-            return link
+    def give(self, number: int, fd: int, size: int) -> None:
+        """Map *fd*, which stays the caller's. Raises OSError, ValueError."""
+        pages = mmap.mmap(fd, size)
+        # SAFETY: the mapping lives as long as this tuple, and the memfd is sealed against shrinking.
+        self._arenas[number] = Mapped(pages, ctypes.addressof(ctypes.c_char.from_buffer(pages)))
 
-    def receive(self) -> bool:
-        """Take one message from the router; False when the router is gone."""
-        if self._socket is None:
-            return False
-        try:
-            data, fds = recv_bytes(self._socket, max_fds=1)
-        except BlockingIOError:
-            return True
-        except OSError:
-            data, fds = None, []
-        if data is None:
-            self._socket.close()
-            self._socket = None
-            return False
-        message = decode_arena(data)
-        try:
-            if message.word == ArenaWord.GIVE and fds:
-                self._maps[message.number] = mmap.mmap(fds[0], message.size)
-                send_bytes(self._socket, encode_arena(ArenaMessage(ArenaWord.MAPPED, message.number)))
-            elif message.word == ArenaWord.FORGET:
-                # Not closed: tensors over it may still be alive; the last of them unmaps it.
-                self._maps.pop(message.number, None)
-        finally:
-            for fd in fds:
-                os.close(fd)
-        return True
+    def forget(self, number: int) -> None:
+        """That arena is of no further use. Not closed: tensors over it may live; the last of them unmaps it."""
+        self._arenas.pop(number, None)
 
-    def find(self, number: int) -> mmap.mmap | None:
+    def clear(self) -> None:
+        """A new router has new arenas."""
+        self._arenas.clear()
+
+    def find(self, number: int) -> Mapped | None:
         """The arena of that number, or None."""
-        return self._maps.get(number)
+        return self._arenas.get(number)

@@ -8,6 +8,7 @@ import errno
 import os
 import tarfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import torch
 
 from bedsit.ipc.errors import error
 from bedsit.ipc.manifest import FILE_NAME, Manifest, check_relative_path, parse_manifest
+from bedsit.sandbox.worker.rooms import Rooms
 from bedsit.sandbox.worker.weights import map_safetensors
 
 _MAX_MEMBERS: Final = 4096
@@ -31,9 +33,17 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest, fd: int, weights: dict[str, tuple[int, int]]) -> None:
         self.path = path
         self.manifest = manifest
+        self.rooms = Rooms(manifest.outputs)
         self.weights_were_asked_for = False
         self._fd = fd
         self._weights = weights
+
+    def output(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """An uninitialised tensor for the output *name* of the call that runs now: written to and returned, not copied.
+
+        It lies in the caller's own memory where there is room for that shape, else it is a new tensor.
+        """
+        return self.rooms.output(name, shape, dtype)
 
     def load_weights(self, file: str | None = None) -> dict[str, torch.Tensor]:
         """The tensors of a weights file by name (*file* may be left out when there is one). Mapped, not copied.
@@ -69,8 +79,10 @@ def unpack_bundle(fd: int, folder: Path) -> Bundle:
             for name, member in members.items():
                 if name not in weights:
                     _extract(archive, member, folder / name)
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError) as e:
-        raise error("bundle.invalid", f"the archive is broken: {e}", "pack it with `bedsit model deploy`") from None
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, MemoryError) as e:
+        # The last three by headers that claim absurd sizes, and by a chain of a thousand headers for one member.
+        why = str(e) or type(e).__name__
+        raise error("bundle.invalid", f"the archive is broken: {why}", "pack it with `bedsit model deploy`") from None
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise error(
@@ -104,7 +116,7 @@ def _read_manifest(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]
         raise error("bundle.invalid", f"{FILE_NAME} is missing or too long", "a bundle is a folder with a bedsit.toml")
     try:
         table: dict[str, Any] = tomllib.loads(source.read().decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # tomllib's own, UnicodeDecodeError, and that of an endless number
         raise error("bundle.invalid", f"{FILE_NAME}: {e}") from None
     return parse_manifest(table)
 

@@ -1,7 +1,8 @@
-"""model.*: deploy, list, show, delete. Archives and manifests are bytes here."""
+"""model.*: deploy, list, show, set, delete. Archives and manifests are bytes here."""
 
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.effects import Draft
 from bedsit.supervisor.operations import Manifests
-from bedsit.supervisor.registry import ModelRow, NewVersion, TenantRow
+from bedsit.supervisor.registry import MODEL_ADMISSION, ModelRow, NewVersion, TenantRow
 from bedsit.supervisor.stimuli import ModelSet
 
 
@@ -55,6 +56,23 @@ async def show(desk: Desk, request: schema.ModelShow, _call: Call) -> dict[str, 
     return view(row.name, _find(desk, row, request.name))
 
 
+async def set_admission(desk: Desk, request: schema.ModelSet, _call: Call) -> dict[str, Any]:
+    """Other limits of one model, at once. A deployment under way leaves them alone, and is not waited for."""
+    row = desk.registry.tenant(request.tenant)
+    old = _find(desk, row, request.name)
+    said = {name: getattr(request, name) for name in MODEL_ADMISSION if getattr(request, name) is not None}
+    if not said:
+        raise error("request.invalid", "model.set: nothing to set", f"say at least one of {', '.join(MODEL_ADMISSION)}")
+    wanted = replace(old, **said)
+    if wanted != old:
+        desk.registry.set_admission(row.number, wanted)
+        words = ", ".join(f"{name} {value:g}" for name, value in said.items())
+        desk.events.add("model.changed", f"{old.name}: {words}", row.name)
+        desk.publish()
+    await desk.settle()
+    return view(row.name, wanted)
+
+
 async def delete(desk: Desk, request: schema.ModelDelete, call: Call) -> dict[str, Any]:
     """Load what is left in a fresh slot, then switch over. Or change nothing."""
     async with desk.locks[request.tenant]:
@@ -91,6 +109,7 @@ def view(tenant: str, model: ModelRow) -> dict[str, Any]:
         "number": model.number,
         "default": model.default,
         "idempotent": model.idempotent,
+        **{name: getattr(model, name) for name in MODEL_ADMISSION},
         "versions": [dict(vars(version)) for version in model.versions],
     }
 

@@ -5,8 +5,21 @@ from typing import Annotated, Any, Literal, Union, get_args
 import msgspec
 
 from bedsit.ipc.errors import error
+from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
 from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.admission import (
+    Burst,
+    Concurrency,
+    ModelQueueLength,
+    Priority,
+    QueueBytes,
+    QueueLength,
+    Rate,
+    Sessions,
+    Share,
+    Weight,
+)
 
 VERSION = 1
 
@@ -19,25 +32,56 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 50)]
 Cpus = Annotated[float, msgspec.Meta(ge=0.01, le=4096)]
 Pids = Annotated[int, msgspec.Meta(ge=4, le=1 << 22)]
-Weight = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Cores = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^(all|[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)\Z")]
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Version = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
-#: What an argument takes, where msgspec would name a type or a pattern.
+#: What an argument takes, where msgspec would name a type or a pattern. An operation's own words are after its name.
 _WORDS = {
     "memory_bytes": "more than 0 bytes",
     "cpus": "0.01 to 4096",
     "pids": "4 to 4194304",
     "cpu_weight": "1 to 10000",
     "cores": "a list like 0-3,6, or all",
+    "weight": "1 to 10000",
+    "service_class": "realtime, interactive or batch",
+    "min_share": "0 to 1",
+    "rate_per_s": "0 to 1000000 requests a second, 0 for no limit",
+    "burst": "1 to 100000",
+    "concurrency_max": "0 to 10000, 0 for no limit",
+    "queue_max": "1 to 100000",
+    "model.set queue_max": "0 to 100000, 0 for no limit but the tenant's",
+    "queue_bytes_max": "64 KiB to 16 GiB",
+    "sessions_max": "1 to 100000",
+    "priority": "0, 1 or 2",
 }
 
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     """Arguments of one operation."""
+
+
+class _Limits(_Request, frozen=True, kw_only=True):
+    """What a tenant may use, which the kernel holds it to, and how its requests are let in, which the router does."""
+
+    memory_bytes: Bytes | None = None
+    cpus: Cpus | None = None
+    pids: Pids | None = None
+    cpu_weight: Weight | None = None
+    cpu_idle: bool | None = None
+    cores: Cores | None = None
+    io_bps: Bandwidth | None = None
+    weight: Weight | None = None
+    service_class: ServiceClass | None = None
+    min_share: Share | None = None
+    rate_per_s: Rate | None = None
+    burst: Burst | None = None
+    concurrency_max: Concurrency | None = None
+    queue_max: QueueLength | None = None
+    queue_bytes_max: QueueBytes | None = None
+    sessions_max: Sessions | None = None
 
 
 class Ping(_Request, frozen=True, tag="ping"):
@@ -50,19 +94,12 @@ class Status(_Request, frozen=True, tag="status"):
     inspect: bool = False
 
 
-class TenantCreate(_Request, frozen=True, tag="tenant.create"):
+class TenantCreate(_Limits, frozen=True, tag="tenant.create"):
     """A new tenant with its first key."""
 
     name: TenantName
-    memory_bytes: Bytes | None = None
-    cpus: Cpus | None = None
-    pids: Pids | None = None
     isolation: Literal["strict", "best-effort"] = "strict"
     profile: Profile = "standard"
-    cpu_weight: Weight | None = None
-    cpu_idle: bool | None = None
-    cores: Cores | None = None
-    io_bps: Bandwidth | None = None
 
 
 class TenantList(_Request, frozen=True, tag="tenant.list"):
@@ -75,18 +112,11 @@ class TenantShow(_Request, frozen=True, tag="tenant.show"):
     name: TenantName
 
 
-class TenantSet(_Request, frozen=True, tag="tenant.set"):
+class TenantSet(_Limits, frozen=True, tag="tenant.set"):
     """Other limits, at once; another profile, while it is stopped."""
 
     name: TenantName
-    memory_bytes: Bytes | None = None
-    cpus: Cpus | None = None
-    pids: Pids | None = None
     profile: Profile | None = None
-    cpu_weight: Weight | None = None
-    cpu_idle: bool | None = None
-    cores: Cores | None = None
-    io_bps: Bandwidth | None = None
 
 
 class TenantStop(_Request, frozen=True, tag="tenant.stop"):
@@ -152,6 +182,18 @@ class ModelShow(_Request, frozen=True, tag="model.show"):
     name: ModelName
 
 
+class ModelSet(_Request, frozen=True, tag="model.set"):
+    """How requests for one model are let in, beside its tenant's limits; at once."""
+
+    tenant: TenantName
+    name: ModelName
+    rate_per_s: Rate | None = None
+    burst: Burst | None = None
+    concurrency_max: Concurrency | None = None
+    queue_max: ModelQueueLength | None = None
+    priority: Priority | None = None
+
+
 class ModelDelete(_Request, frozen=True, tag="model.delete"):
     """Retire a model, or one version of it."""
 
@@ -186,7 +228,7 @@ class Down(_Request, frozen=True, tag="down"):
 
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
     Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantDelete, KeyCreate,
-    KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelDelete, Ps, EventsAsked, LogsAsked, Down,
+    KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelDelete, Ps, EventsAsked, LogsAsked, Down,
 ]  # fmt: skip
 
 
@@ -218,5 +260,6 @@ def read_request(message: object) -> Any:
         return msgspec.convert(frame.args | {"op": frame.op}, kind)
     except msgspec.ValidationError as e:
         name = str(e).rpartition("`$.")[2].rstrip("`")
-        what = f"{name} takes {_WORDS[name]}" if name in _WORDS else str(e)
+        words = _WORDS.get(f"{frame.op} {name}") or _WORDS.get(name)
+        what = f"{name} takes {words}" if words else str(e)
         raise error("request.invalid", f"{frame.op}: {what}") from None

@@ -35,6 +35,7 @@ _HANDLERS: Final[Mapping[type, Handler]] = {
     schema.ModelDeploy: models.deploy,
     schema.ModelList: models.list_all,
     schema.ModelShow: models.show,
+    schema.ModelSet: models.set_admission,
     schema.ModelDelete: models.delete,
     schema.EventsAsked: streams.events,
     schema.LogsAsked: streams.logs,

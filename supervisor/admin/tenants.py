@@ -1,43 +1,34 @@
 """tenant.*: create, list, show, set, stop, start, delete."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
+
+import msgspec
 
 from bedsit.ipc.errors import error
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
+from bedsit.supervisor.config import TenantDefaults
 from bedsit.supervisor.desk import Desk, now_text
 from bedsit.supervisor.effects import limits_of
 from bedsit.supervisor.keys import make_key
-from bedsit.supervisor.registry import LIMITS, NewTenant, TenantRow
+from bedsit.supervisor.registry import ADMISSION, LIMITS, NewTenant, TenantRow
 from bedsit.supervisor.tenantlogs import remove_logs
 
 #: How long a new box may take to measure what a blank slot needs.
 _FLOOR_S: Final = 10.0
 _MIB: Final = 1 << 20
+_USUAL: Final = TenantDefaults()
 
 
 async def create(desk: Desk, request: schema.TenantCreate, _call: Call) -> dict[str, Any]:
     """A new tenant; its first key's secret is in this answer and nowhere else."""
-    default = desk.config.tenant
-    new = NewTenant(
-        name=request.name,
-        isolation=request.isolation,
-        memory_bytes=request.memory_bytes or default.memory_bytes,
-        cpus=request.cpus or default.cpus,
-        pids=request.pids or default.pids,
-        arena_bytes=default.arena_bytes,
-        queue_max=default.queue_max,
-        max_inflight=default.max_inflight,
-        sessions_max=default.sessions_max,
-        profile=request.profile,
-        cpu_weight=request.cpu_weight or 100,
-        cpu_idle=request.cpu_idle or False,
-        cores=request.cores or "all",
-        io_bps=request.io_bps or 0,
-    )
+    usual = msgspec.structs.asdict(desk.config.tenant)
+    new = NewTenant(name=request.name, isolation=request.isolation, profile=request.profile, **usual)
+    new = replace(new, **_said(request, (*LIMITS, *ADMISSION)))
     await _check_floor(desk, new.memory_bytes)
     desk.room.backend.check(limits_of(new))
     async with desk.locks[request.name]:
@@ -64,18 +55,23 @@ async def show(desk: Desk, request: schema.TenantShow, _call: Call) -> dict[str,
 
 
 async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict[str, Any]:
-    """Other limits, on running slots at once; all of them or none. Raises ``tenant.busy`` for another profile then."""
+    """Other limits, on running slots and in the router at once; all of them or none.
+
+    Raises ``tenant.busy`` for another profile then, ``limit.impossible`` when more than the box would be promised.
+    """
     async with desk.locks[request.name]:
         old = desk.registry.tenant(request.name)
-        said = {name: getattr(request, name) for name in (*LIMITS, "profile")}
-        wanted = replace(old, **{name: value for name, value in said.items() if value is not None})
+        wanted = replace(old, **_said(request, (*LIMITS, *ADMISSION, "profile")))
         profile, limits = wanted.profile, limits_of(wanted)
         if profile != old.profile and old.wanted != "stopped":
             hint = f"stop it first: bedsit tenant stop {old.name}"
             raise error("tenant.busy", f"tenant {old.name!r} is not stopped, and a slot keeps its profile", hint)
-        await _check_floor(desk, wanted.memory_bytes)
-        desk.room.backend.check(limits)
-        slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
+        slots: list[str] = []
+        if _said(request, LIMITS):  # the kernel need not hear of what the router does
+            await _check_floor(desk, wanted.memory_bytes)
+            desk.room.backend.check(limits)
+            slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
+        desk.registry.check_share(old.name, wanted.min_share)  # before the kernel, which may not take back what it took
         done: list[str] = []
         try:
             for slot in slots:
@@ -91,6 +87,9 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
         if profile != old.profile:
             desk.events.add("tenant.changed", f"profile {profile}", row.name)
             desk.tell_house(row)
+        if any(getattr(row, name) != getattr(old, name) for name in ADMISSION):
+            desk.publish()
+            await desk.settle()
         return view(desk, row)
 
 
@@ -157,14 +156,14 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
         "name": row.name,
         "number": row.number,
         "state": desk.house.tenant_state(row.name),
-        "limits": {name: getattr(row, name) for name in LIMITS},
+        "limits": {name: getattr(row, name) for name in (*LIMITS, *ADMISSION)},
         "isolation": row.isolation,
         "profile": row.profile,
         "slot": tenant.slot,
         "worker_pid": record.worker_pid if record else None,
         "slot_started_at": record.started_at if record else None,
         "assigned_at": record.assigned_at if record else None,
-        "models": len(desk.registry.models(row.number)),
+        "models": desk.registry.count_models(row.number),
         "restarts": tally.restarts,
         "last_cause": tally.cause,
         "last_cause_kind": tally.kind,
@@ -174,13 +173,26 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
     }
 
 
+def _said(request: schema.TenantCreate | schema.TenantSet, names: Iterable[str]) -> dict[str, Any]:
+    """Those of *names* that the request says something about."""
+    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+
+
 def _describe(row: TenantRow) -> str:
     """Its limits in one line; of the rarer ones those that were asked for."""
     words = [f"memory {row.memory_bytes // _MIB} MiB", f"{row.cpus:g} cpus", f"{row.pids} pids"]
     words += ["idle"] if row.cpu_idle else []
-    words += [f"weight {row.cpu_weight}"] if row.cpu_weight != NewTenant.cpu_weight else []
+    words += [f"cpu weight {row.cpu_weight}"] if row.cpu_weight != NewTenant.cpu_weight else []
     words += [f"cores {row.cores}"] if row.cores != NewTenant.cores else []
     words += [f"{row.io_bps / _MIB:g} MiB/s of each disk"] if row.io_bps else []
+    words += [row.service_class] if row.service_class != NewTenant.service_class else []
+    words += [f"weight {row.weight}"] if row.weight != NewTenant.weight else []
+    words += [f"at least {100 * row.min_share:.4g} %"] if row.min_share else []
+    words += [f"{row.rate_per_s:.10g} requests/s with bursts of {row.burst}"] if row.rate_per_s else []
+    words += [f"{row.concurrency_max} at once"] if row.concurrency_max else []
+    words += [f"queue of {row.queue_max}"] if row.queue_max != _USUAL.queue_max else []
+    words += [f"queue of {row.queue_bytes_max / _MIB:g} MiB"] if row.queue_bytes_max != _USUAL.queue_bytes_max else []
+    words += [f"{row.sessions_max} sessions"] if row.sessions_max != _USUAL.sessions_max else []
     return ", ".join(words)
 
 

@@ -6,7 +6,13 @@ from typing import Final
 
 from bedsit.ipc.errors import error
 
-NAMES: Final = ("0001_desired_state.sql", "0002_events.sql", "0003_profile.sql", "0004_limits.sql")
+NAMES: Final = (
+    "0001_desired_state.sql",
+    "0002_events.sql",
+    "0003_profile.sql",
+    "0004_limits.sql",
+    "0005_admission.sql",
+)
 
 
 def migrate(db: sqlite3.Connection) -> None:

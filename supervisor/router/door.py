@@ -1,7 +1,8 @@
 """The door: where clients come in, say who they are, and get their arena and endpoint.
 
 Identity is what the kernel says (SO_PEERCRED) and the key. Nobody can hand a descriptor in: there is no room for one.
-The connection stays open for the life of the session; its end is the session's end.
+The connection stays open for the life of the session, and is its lane unless the client wants another one; its end is
+the session's end.
 """
 
 import contextlib
@@ -21,10 +22,11 @@ import structlog
 
 from bedsit.ipc.door import PROTOCOL
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.lane import LANES
 from bedsit.ipc.seqpacket import recv_packet, refuse_descriptors, send_packet
 from bedsit.supervisor.router.arenas import Arena, make_arena
 from bedsit.supervisor.router.loop import Loop
-from bedsit.supervisor.router.router import Router, find_version
+from bedsit.supervisor.router.router import Router
 from bedsit.supervisor.router.sessions import Session
 from bedsit.supervisor.router.tenants import Tenant
 
@@ -105,7 +107,7 @@ class Door:
             if message.get("op") != "open" or message.get("v") != PROTOCOL:
                 raise error("wire.malformed", f"the first packet must open a session of protocol {PROTOCOL}")
             tenant, key_id = self._authenticate(connection, message.get("tenant"), message.get("key"))
-            self._open(connection, tenant, key_id)
+            self._open(connection, tenant, key_id, message.get("lane"))
         except BedsitError as e:
             self._say(connection, {"error": e.to_wire()})
             self._drop(connection)
@@ -126,8 +128,12 @@ class Door:
             raise error("tenant.not_found", f"there is no tenant {name[:64]!r}", "`bedsit tenant list` shows them")
         return tenant, None
 
-    def _open(self, connection: socket.socket, tenant: Tenant, key_id: str | None) -> None:
+    def _open(self, connection: socket.socket, tenant: Tenant, key_id: str | None, lane: Any) -> None:
         view = tenant.view
+        if lane not in LANES:
+            # Not str(lane): the peer chose the value, and a list in a list in a list ... ends in RecursionError.
+            named = repr(lane[:16]) if isinstance(lane, str) else f"of type {type(lane).__name__}"
+            raise error("request.invalid", f"there is no lane {named}", f"one of {', '.join(LANES)}")
         if tenant.sessions >= view.sessions_max:
             raise error("session.limit", f"tenant {view.name} has {tenant.sessions} sessions open", "close some first")
         try:
@@ -135,18 +141,21 @@ class Door:
         except OSError as e:
             raise error("session.limit", f"no arena can be made: {e.strerror}") from None
         arena = Arena(fd, next(self._arena_numbers), view.arena_bytes)
-        session = Session(tenant, _new_token(), connection, arena, key_id)
+        session = Session(tenant, connection, arena, key_id, _new_token() if lane == "zmq" else b"")
         self._stop_waiting(connection)
         self._loop.unwatch(connection.fileno())
-        self._loop.watch(connection.fileno(), partial(self._serve, session))
-        self._router.add_session(session)
+        try:
+            self._router.add_session(session)
+        except OSError as e:
+            self._router.end_session(session)
+            raise error("session.limit", f"no lane can be made: {e.strerror}") from None
         told = self._say(
             connection,
             {
                 "op": "opened",
                 "tenant": view.name,
                 "token": session.token,
-                "endpoint": str(tenant.path),
+                "endpoint": str(tenant.path) if session.token else "",
                 "arena": session.arena.number,
                 "arena_bytes": session.arena.size_bytes,
                 "pid": os.getpid(),
@@ -155,36 +164,6 @@ class Door:
         )
         if not told:
             self._router.end_session(session)
-
-    def _serve(self, session: Session) -> None:
-        """A packet of an open session, or its end."""
-        message = self._read(session.door, partial(self._router.end_session, session))
-        if message is None:
-            return
-        try:
-            answer = self._reply(session.tenant, message)
-        except BedsitError as e:
-            answer = {"error": e.to_wire()}
-        if not self._say(session.door, answer):
-            self._router.end_session(session)
-
-    def _reply(self, tenant: Tenant, message: dict[str, Any]) -> dict[str, Any]:
-        match message:
-            case {"op": "describe", "model": str(name), "version": int(version)}:
-                model = tenant.model_names.get(name)
-                if model is None:
-                    raise error("model.not_found", f"tenant {tenant.view.name} has no model {name[:64]!r}")
-                wanted = find_version(model, version)
-                manifest = next(v.manifest for v in model.versions if v.version == wanted)
-                return {"number": model.number, "version": wanted, "manifest": manifest}
-            case {"op": "models"}:
-                return {
-                    "models": [
-                        (m.name, [m.default, *(v.version for v in m.versions if v.version != m.default)])
-                        for m in tenant.view.models
-                    ]
-                }
-        raise error("wire.malformed", "the door knows describe and models")
 
     def _read(self, connection: socket.socket, on_end: Callable[[], None]) -> dict[str, Any] | None:
         try:

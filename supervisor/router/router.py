@@ -1,12 +1,12 @@
 """The router itself: keeps the snapshot's tenants and slots, admits requests, dispatches them, passes answers back.
 
 Guarantees: every admitted request gets exactly one final answer while this process lives, and none before the worker
-answered or the daemon confirmed that the slot is gone. Requests of one tenant are dispatched in order; tenants share
-nothing but this loop, which reads each endpoint with a budget per turn.
+answered or the daemon confirmed that the slot is gone. Requests of one line are dispatched in order of priority and
+arrival. What a request costs here depends neither on how many tenants there are nor on who is idle.
 """
 
-import itertools
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +15,21 @@ import structlog
 import zmq
 
 from bedsit.ipc.errors import BedsitError, error
-from bedsit.ipc.snapshot import ModelView, SlotView, Snapshot, TenantView
-from bedsit.ipc.wire import Envelope, Kind, encode_error, pack_packet, read_envelope, readdress
+from bedsit.ipc.snapshot import SlotView, Snapshot, TenantView
+from bedsit.ipc.wire import (
+    MODELS_PRIORITY,
+    Flag,
+    Kind,
+    pack_error,
+    pack_map,
+    read_envelope,
+    read_fields,
+    read_map,
+    readdress,
+)
+from bedsit.supervisor.router import admission, asks
+from bedsit.supervisor.router.dispatch import Dispatch
+from bedsit.supervisor.router.ingress import Ingress
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.pressure import Lane, Pressure
 from bedsit.supervisor.router.requests import Request
@@ -26,8 +39,13 @@ from bedsit.supervisor.router.tenants import Tenant
 
 _BUDGET: Final = 32
 _SWEEP_S: Final = 0.1
+_REST_S: Final = 0.005  # how long a tenant that was refused for overload is not read
 _MAX_ATTEMPTS: Final = 2
 _MAX_SOCKETS: Final = 65535
+# As plain ints: looking up members of an enum shows in a profile.
+_REQUEST: Final = int(Kind.REQUEST)
+_CANCEL: Final = int(Kind.CANCEL)
+_ERROR: Final = int(Kind.ERROR)
 _log = structlog.get_logger("router")
 
 
@@ -39,11 +57,12 @@ class Router:
         self._loop = loop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
-        self._rids = itertools.count(1)
+        self._dispatch = Dispatch(loop, self._expire)
         self.serial = -1
         self.instance = ""
         self.tenants: dict[str, Tenant] = {}
-        self.sessions: dict[bytes, Session] = {}
+        self.sessions: dict[int, Session] = {}  # by the number of their arena
+        self._tokens: dict[bytes, Session] = {}  # those with a ZeroMQ lane
         self.slots: dict[str, SlotLink] = {}
         self.keys: dict[bytes, tuple[Tenant, str]] = {}  # by digest
         self.tell: Callable[[dict[str, Any]], None] = lambda _message: None
@@ -60,32 +79,42 @@ class Router:
         if snapshot.instance == self.instance and snapshot.serial <= self.serial:
             return
         self.serial, self.instance = snapshot.serial, snapshot.instance
+        self._loop.spin(snapshot.spin_us)
+        self._dispatch.set_parallel(snapshot.parallel)
         self._apply_tenants({t.name: t for t in snapshot.tenants})
         self._apply_slots({s.id: s for s in snapshot.slots if s.tenant in self.tenants})
         for tenant in self.tenants.values():
-            self.pump(tenant)
+            if tenant.waiting:
+                self._dispatch.pump(tenant)
 
     def _apply_tenants(self, views: dict[str, TenantView]) -> None:
         for name in [n for n in self.tenants if n not in views or views[n].number != self.tenants[n].view.number]:
             self._remove_tenant(self.tenants.pop(name))
+        changed: list[Tenant] = []
         for name, view in views.items():
             tenant = self.tenants.get(name)
             if tenant is None:
                 path = self._run_dir / "router" / "lanes" / f"{view.number}.sock"
-                drain = partial(self._drain_tenant, name)
-                tenant = self.tenants[name] = Tenant(view, path, self._context, self._loop, drain)
-                tenant.start()
-            else:
+                tenant = self.tenants[name] = Tenant(view, path, self._loop, self._make_ingress, self._drain_port)
+                self._dispatch.add(tenant)
+                changed.append(tenant)
+            elif view != tenant.view:
                 tenant.update(view)
+                changed.append(tenant)
                 self._end_revoked(tenant)
                 self._refuse_retired(tenant)
-            if view.state == "stopped":
-                self._refuse_queued(tenant, _stopped(name))
+            if view.state == "stopped" and tenant.waiting:
+                self._refuse_queued(tenant, admission.stopped(name))
+        self._dispatch.update(changed)
         self.keys = {key.digest: (t, key.id) for t in self.tenants.values() for key in t.view.keys}
+
+    def _make_ingress(self, tenant: Tenant) -> Ingress:
+        return Ingress(self._loop, self._take, self.end_session, partial(self._dispatch.pump, tenant))
 
     def _remove_tenant(self, tenant: Tenant) -> None:
         for session in [s for s in self.sessions.values() if s.tenant is tenant]:
             self.end_session(session)
+        self._dispatch.remove(tenant)
         tenant.close()
 
     def _end_revoked(self, tenant: Tenant) -> None:
@@ -100,14 +129,15 @@ class Router:
         for slot_id, view in views.items():
             slot = self.slots.get(slot_id)
             if slot is not None:
-                slot.update(view)
+                if view != slot.view:
+                    slot.update(view)
+                    self.tenants[view.tenant].assign_slots()
                 self._tell_if_drained(slot)
                 continue
             try:
                 slot = self.slots[slot_id] = SlotLink(
                     view,
                     self._run_dir / "slots" / slot_id,
-                    self._context,
                     self._loop,
                     on_answer=self._answer,
                     on_ready=self._slot_ready,
@@ -118,33 +148,50 @@ class Router:
                 # The slot went away between the snapshot and now; the next snapshot will not have it.
                 _log.warning("cannot serve slot", slot=slot_id, error=str(e))
                 continue
+            tenant = self.tenants[view.tenant]
+            if tenant.port is not None:
+                self._open_zmq(slot)
+            tenant.slots.append(slot)
             self._tell_if_drained(slot)  # it may be draining since before this router started
 
     def _bury(self, slot: SlotLink) -> None:
         """The daemon confirmed that the slot is gone: nobody can write for its requests any more."""
         tenant = self.tenants.get(slot.view.tenant)
+        if tenant is not None and slot in tenant.slots:
+            tenant.slots.remove(slot)
+            tenant.assign_slots()
         crashed = error("worker.crashed", "the worker died while it had this request", "see `bedsit events`")
+        orphans = slot.close()
+        self._dispatch.abandon(orphans, slot)
         retry = []
-        for request in slot.close():
-            if request.withdrawn or request.session.closed:
+        for request in orphans:
+            if request.session.closed:
+                self._let_go(request.session)  # other workers may have its arena, too
+                continue
+            if request.withdrawn:
                 self._finish(request, error("request.cancelled", "the caller withdrew the request"))
             elif tenant is not None and tenant.view.state == "stopped":
-                self._finish(request, _stopped(tenant.view.name))
-            elif tenant is None or not request.idempotent or request.attempts >= _MAX_ATTEMPTS:
+                self._finish(request, admission.stopped(tenant.view.name))
+            elif tenant is None or not request.line.model.idempotent or request.attempts >= _MAX_ATTEMPTS:
                 self._finish(request, crashed)
             else:
                 retry.append(request)
         if tenant is not None:
-            # Finishing one request may have ended the session of another.
-            tenant.queue.extendleft(request for request in reversed(retry) if not request.session.closed)
+            for request in reversed(retry):
+                if not request.session.closed:  # finishing one request may have ended the session of another
+                    tenant.push(request, first=True)
             self._refuse_retired(tenant)
 
     def _slot_ready(self, slot: SlotLink) -> None:
         tenant = self.tenants.get(slot.view.tenant)
         if tenant is not None:
-            self.pump(tenant)
+            tenant.assign_slots()
+            self._dispatch.pump(tenant)
 
     def _slot_lost(self, slot: SlotLink) -> None:
+        tenant = self.tenants.get(slot.view.tenant)
+        if tenant is not None:
+            tenant.assign_slots()
         self.tell({"op": "lost", "slot": slot.view.id})
 
     def _slot_misbehaved(self, slot: SlotLink) -> None:
@@ -158,211 +205,229 @@ class Router:
     # --- sessions --------------------------------------------------------------------------------------------------
 
     def add_session(self, session: Session) -> None:
-        """A door opened."""
-        self.sessions[session.token] = session
-        session.tenant.sessions += 1
+        """A door opened. A session with a token has a ZeroMQ lane, and its door is only watched for its end."""
+        tenant = session.tenant
+        self.sessions[session.arena.number] = session
+        tenant.sessions += 1
+        if session.token:
+            self._tokens[session.token] = session
+            self._loop.watch(session.fd, partial(self.end_session, session))  # it has nothing to say there
+            tenant.open_port(self._context)
+            for slot in tenant.slots:
+                self._open_zmq(slot)
+        else:
+            tenant.ingress.add(session)
+
+    def _open_zmq(self, slot: SlotLink) -> None:
+        try:
+            slot.open_zmq(self._context)
+        except OSError as e:  # its requests go over the connection, as long as that is there
+            _log.warning("no ZeroMQ lane to a slot", slot=slot.view.id, error=str(e))
 
     def end_session(self, session: Session) -> None:
         """A door closed: queued requests are dropped, those in flight are waited for without anyone to tell."""
         if session.closed:
             return
-        self._loop.unwatch(session.door.fileno())
+        tenant = session.tenant
+        if session.token:
+            self._loop.unwatch(session.fd)
+            del self._tokens[session.token]
+        else:
+            tenant.ingress.remove(session)
         session.close()
-        del self.sessions[session.token]
-        session.tenant.sessions -= 1
-        queue = session.tenant.queue
-        if any(request.session is session for request in queue):
-            kept = [request for request in queue if request.session is not session]
-            queue.clear()
-            queue.extend(kept)
+        del self.sessions[session.arena.number]
+        tenant.sessions -= 1
+        for request in session.requests.values():
+            if not tenant.drop(request):
+                self._withdraw(request)
+        session.requests.clear()
         self._let_go(session)
 
     def _let_go(self, session: Session) -> None:
-        for slot in self.slots.values():
-            if slot.view.tenant == session.tenant.view.name and not slot.holds(session):
+        if not session.in_flight:
+            for slot in session.tenant.slots:
                 slot.forget_arena(session)
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def _drain_tenant(self, name: str) -> None:
-        tenant = self.tenants.get(name)
-        if tenant is None:
-            return
-        receive = tenant.port.receive
+    def _drain_port(self, tenant: Tenant) -> None:
+        port = tenant.port
         for _ in range(_BUDGET):
-            got = receive()
+            got = port.receive() if port is not None and port is tenant.port else None
             if got is None:
                 break
-            tenant.received += 1
-            session = self.sessions.get(got[0])
-            if session is None or session.tenant is not tenant:
-                continue  # no session speaks with that token: there is nobody to answer
-            self._take(session, got[1])
+            if got[0]:
+                tenant.received += 1
+            session = self._tokens.get(got[0])
+            if session is not None and session.tenant is tenant:
+                self._take(session, got[1])
+            # else no session speaks with that token: there is nobody to answer
         else:
-            self._loop.again(tenant.drain)
-        self.pump(tenant)
+            tenant.look_again()
+        self._dispatch.pump(tenant)
 
     def _take(self, session: Session, packet: bytes) -> None:
         try:
-            envelope = read_envelope(packet)
+            fields = read_fields(packet)
         except BedsitError as e:
-            self._send(session, pack_packet(Kind.ERROR, 0, encode_error(e)))
+            self._send(session, pack_error(0, e))
             return
-        if envelope.kind == Kind.CANCEL:
-            self._cancel(session, envelope.id)
+        kind, ident = fields[2], fields[4]
+        if kind == _CANCEL:
+            self._cancel(session, ident)
             return
-        if envelope.id in session.requests:
+        if ident in session.requests:
             # Answering would finish the wrong one: a client that reuses an id that is in flight loses its session.
             self.end_session(session)
             return
         try:
-            request = self._admit(session, envelope, packet)
+            if kind == _REQUEST:
+                self._admit(session, fields, packet)
+            elif kind == Kind.ASK:
+                self._send(session, pack_map(Kind.TOLD, ident, self._tell_client(session.tenant, packet)))
+            else:
+                raise error("wire.malformed", f"a packet of kind {kind} is not for the router")
         except BedsitError as e:
-            session.tenant.requests_total += 1
-            session.tenant.errors_total += 1
-            self._send(session, pack_packet(Kind.ERROR, envelope.id, encode_error(e)))
-            return
-        session.requests[envelope.id] = request
-        session.tenant.queue.append(request)
+            self._refuse(session, ident, e)
 
-    def _admit(self, session: Session, envelope: Envelope, packet: bytes) -> Request:
+    def _admit(self, session: Session, fields: tuple[int, ...], packet: bytes) -> None:
+        _, _, _, arena, ident, _, flags, priority, _, model, version, deadline_ns, rows, _, _, _ = fields
         tenant = session.tenant
-        if envelope.kind != Kind.REQUEST:
-            raise error("wire.malformed", f"a packet of kind {envelope.kind} is not for the router")
-        if tenant.view.state == "stopped":
-            raise _stopped(tenant.view.name)
-        model = tenant.models.get(envelope.model)
-        if model is None:
-            raise error("model.not_found", f"tenant {tenant.view.name} has no such model any more")
-        version = find_version(model, envelope.model_version)
-        if envelope.arena != session.arena.number:
+        line = tenant.lines.get((model, version))
+        if line is None or not line.is_default:
+            line = admission.find_line(tenant, model, version, pinned=bool(flags & Flag.PINNED))
+        if arena != session.arena_number:
             raise error("wire.malformed", "the request names an arena that is not this session's")
-        if tenant.is_full():
-            self.pump(tenant)  # what came in the same turn may find room in a slot
-        if tenant.is_full():
-            raise error(
-                "queue.full",
-                f"{len(tenant.queue)} requests of tenant {tenant.view.name} are waiting",
-                "slow down and try again",
-                retry_after_s=0.05,
-            )
-        return Request(session, envelope, packet, version, model.idempotent)
+        if 0 < tenant.queue_max <= tenant.queued:
+            self._dispatch.pump(tenant)  # what came in the same turn may find room in a slot
+        now_ns = time.monotonic_ns()
+        admission.check(tenant, line, deadline_ns, len(packet), now_ns)
+        if priority >= MODELS_PRIORITY:
+            priority = line.priority
+        request = Request(session, line, packet, ident, deadline_ns, rows, priority, now_ns)
+        session.requests[ident] = request
+        if not self._dispatch.send_now(tenant, request):
+            tenant.push(request)
+
+    def _tell_client(self, tenant: Tenant, packet: bytes) -> dict[str, Any]:
+        wait_ns = tenant.rate.admit(time.monotonic_ns())
+        if wait_ns:
+            raise error("rate.limited", "too many questions", "slow down", retry_after_s=wait_ns / 1e9)
+        return asks.answer(tenant, read_map(packet, read_envelope(packet)))
+
+    def _refuse(self, session: Session, ident: int, failure: BedsitError) -> None:
+        tenant = session.tenant
+        tenant.requests_total += 1
+        tenant.errors_total += 1
+        if "retry_after_s" in failure.detail:
+            tenant.refused_total += 1
+        self._send(session, pack_error(ident, failure))
+        if failure.code in admission.OVERLOAD:
+            # Refusing costs as much as serving: who floods is read a little at a time, so that it still learns of it.
+            tenant.held_off = 0 < tenant.queue_max <= tenant.queued  # else room for one is no reason to read on
+            tenant.ingress.rest(_REST_S)
 
     def _cancel(self, session: Session, ident: int) -> None:
         request = session.requests.get(ident)
         if request is None:
             return
-        request.withdrawn = True
-        try:
-            session.tenant.queue.remove(request)
-        except ValueError:
-            return  # a worker has it: the final answer comes when the worker let go of the memory
-        self._finish(request, error("request.cancelled", "the caller withdrew the request"))
+        if session.tenant.drop(request):
+            self._finish(request, error("request.cancelled", "the caller withdrew the request"))
+        else:  # a worker has it: the final answer comes when the worker let go of the memory
+            self._withdraw(request)
 
-    def pump(self, tenant: Tenant) -> None:
-        """Dispatch from the head of the queue for as long as a slot has room."""
-        queue = tenant.queue
-        while queue:
-            request = queue[0]
-            if request.is_expired():
-                queue.popleft()
-                self._finish(request, _expired())
-                continue
-            slot = self._pick(tenant, request)
-            if slot is None:
-                return
-            queue.popleft()
-            slot.dispatch(next(self._rids), request)
+    def _withdraw(self, request: Request) -> None:
+        if not request.withdrawn:
+            request.withdrawn = True
+            if request.slot is not None:
+                request.slot.cancel(request)
 
-    def _pick(self, tenant: Tenant, request: Request) -> SlotLink | None:
-        best = None
-        wanted = (request.envelope.model, request.version)
-        for slot in self.slots.values():
-            if (
-                slot.view.tenant == tenant.view.name
-                and slot.is_ready
-                and len(slot.in_flight) < tenant.view.max_inflight
-                and wanted in slot.models
-                and (best is None or len(slot.in_flight) < len(best.in_flight))
-            ):
-                best = slot
-        return best
-
-    def _answer(self, slot: SlotLink, request: Request, envelope: Envelope, packet: bytes) -> None:
-        tenant = request.session.tenant
+    def _answer(self, slot: SlotLink, request: Request, kind: int, packet: bytes) -> None:
+        session = request.session
+        tenant = session.tenant
+        self._dispatch.answered(request, slot)
         tenant.requests_total += 1
-        if envelope.kind == Kind.ERROR:
+        if kind == _ERROR:
             tenant.errors_total += 1
-        if request.session.closed:
-            self._let_go(request.session)
+        if session.closed:
+            self._let_go(session)
         else:
-            del request.session.requests[request.envelope.id]
-            self._send(
-                request.session,
-                readdress(packet, envelope, request.envelope.id, model_version=request.version, arena=0),
-            )
-        self._tell_if_drained(slot)
-        self.pump(tenant)
+            del session.requests[request.id]
+            if not session.send(readdress(packet, kind, request.id)):
+                self.end_session(session)  # see _send
+        if slot.is_draining:
+            self._tell_if_drained(slot)
+        if tenant.waiting or self._dispatch.gated:
+            self._dispatch.pump(tenant)
+
+    def _expire(self, request: Request) -> None:
+        self._finish(request, admission.expired())
 
     def _finish(self, request: Request, failure: BedsitError) -> None:
         """The final answer to a request that no worker answers."""
-        tenant = request.session.tenant
-        tenant.requests_total += 1
-        tenant.errors_total += 1
-        if not request.session.closed:
-            request.session.requests.pop(request.envelope.id, None)
-            self._send(request.session, pack_packet(Kind.ERROR, request.envelope.id, encode_error(failure)))
+        session = request.session
+        session.tenant.requests_total += 1
+        session.tenant.errors_total += 1
+        if not session.closed:
+            session.requests.pop(request.id, None)
+            self._send(session, pack_error(request.id, failure))
 
     def _send(self, session: Session, packet: bytes) -> None:
-        if not session.tenant.port.send(session.token, packet):
+        if not session.send(packet):
             # It reads nothing, or its lane is gone: keeping answers for it would let it fill our memory.
             self.end_session(session)
-        self._loop.again(session.tenant.drain)
 
     def _refuse_queued(self, tenant: Tenant, failure: BedsitError) -> None:
-        while tenant.queue:
-            self._finish(tenant.queue.popleft(), failure)
+        for request in [request for line in tenant.waiting for request in line.waiting()]:
+            if tenant.drop(request):  # finishing the one before may have ended its session
+                self._finish(request, failure)
 
     def _refuse_retired(self, tenant: Tenant) -> None:
-        """No slot will ever have a version that is not registered any more: do not let it block the queue."""
-        known = {(number, v.version) for number, model in tenant.models.items() for v in model.versions}
-        for request in [r for r in tenant.queue if (r.envelope.model, r.version) not in known]:
-            if not request.session.closed:
-                tenant.queue.remove(request)
+        """No slot will ever have a version that is not registered any more: do not let it wait for one."""
+        gone = [line for line in tenant.waiting if tenant.lines.get(line.key) is not line]
+        for request in [request for line in gone for request in line.waiting()]:
+            if tenant.drop(request):
                 self._finish(request, error("model.not_found", "this version of the model has been deleted"))
+
+    # --- now and then ----------------------------------------------------------------------------------------------
 
     def _lanes(self) -> dict[str, Lane]:
         lanes = {
             slot.lane_path: Lane(1, slot.received, slot.cut_off) for slot in self.slots.values() if slot.lane_is_open
         }
-        return lanes | {str(t.path): Lane(t.sessions, t.received, t.reopen) for t in self.tenants.values()}
+        sessions = dict.fromkeys(self.tenants, 0)
+        for session in self._tokens.values():
+            sessions[session.tenant.view.name] += 1
+        return lanes | {
+            str(tenant.path): Lane(sessions[name], tenant.received, partial(tenant.reopen_port, self._context))
+            for name, tenant in self.tenants.items()
+            if tenant.port is not None
+        }
 
     def _sweep(self) -> None:
         self._loop.later(_SWEEP_S, self._sweep)
         if cut := self._pressure.look(self._lanes):
             _log.error("cut a lane that used up this process", lane=cut)
+        now_ns = time.monotonic_ns()
         for tenant in self.tenants.values():
-            if tenant.queue:
-                expired = [r for r in tenant.queue if r.is_expired()]
-                for request in expired:
-                    if not request.session.closed:  # finishing the one before may have ended it, and emptied its queue
-                        tenant.queue.remove(request)
-                        self._finish(request, _expired())
-
-    # --- what others ask -------------------------------------------------------------------------------------------
+            if tenant.waiting:
+                late = [r for line in tenant.waiting for r in line.waiting() if 0 < r.deadline_ns <= now_ns]
+                for request in late:
+                    if tenant.drop(request):
+                        self._expire(request)
 
     def statistics(self) -> dict[str, dict[str, int]]:
-        """Counters per tenant."""
-        in_flight = dict.fromkeys(self.tenants, 0)
-        for slot in self.slots.values():
-            in_flight[slot.view.tenant] = in_flight.get(slot.view.tenant, 0) + len(slot.in_flight)
+        """Counters per tenant; *busy_us* is what its workers were clocked at."""
         return {
             name: {
                 "requests": tenant.requests_total,
                 "errors": tenant.errors_total,
-                "queued": len(tenant.queue),
-                "in_flight": in_flight[name],
+                "refused": tenant.refused_total,
+                "queued": tenant.queued,
+                "queued_bytes": tenant.queued_bytes,
+                "in_flight": tenant.in_flight,
                 "sessions": tenant.sessions,
+                "busy_us": tenant.busy_ns // 1000,
             }
             for name, tenant in self.tenants.items()
         }
@@ -376,20 +441,3 @@ class Router:
         for tenant in self.tenants.values():
             tenant.close()
         self._context.destroy(0)
-
-
-def find_version(model: ModelView, version: int) -> int:
-    """The version that a request means, 0 being the default. Raises ``model.not_found``."""
-    wanted = version or model.default
-    known: Iterable[int] = (v.version for v in model.versions)
-    if wanted not in known:
-        raise error("model.not_found", f"model {model.name} has no version {wanted}")
-    return wanted
-
-
-def _expired() -> BedsitError:
-    return error("deadline.exceeded", "the deadline passed while the request was queued")
-
-
-def _stopped(name: str) -> BedsitError:
-    return error("tenant.stopped", f"tenant {name} is stopped", "`bedsit tenant start` starts it")

@@ -25,6 +25,15 @@ TENANT = {
         "cpu_idle": False,
         "cores": "0-3",
         "io_bps": 20 << 20,
+        "weight": 300,
+        "service_class": "realtime",
+        "min_share": 0.25,
+        "rate_per_s": 10.0,
+        "burst": 20,
+        "concurrency_max": 0,
+        "queue_max": 512,
+        "queue_bytes_max": 16 << 20,
+        "sessions_max": 64,
     },
     "isolation": "strict",
     "profile": "subprocess",
@@ -47,6 +56,11 @@ MODEL = {
     "number": 1,
     "default": 2,
     "idempotent": True,
+    "rate_per_s": 0.5,
+    "burst": 2,
+    "concurrency_max": 4,
+    "queue_max": 0,
+    "priority": 2,
     "versions": [
         {
             "version": 1,
@@ -298,6 +312,14 @@ def test_limits_are_set_live(bedsit: Run, daemon: Any) -> None:
         (("--cpu-weight", "300", "--cores", "0-3,6"), {"cpu_weight": 300, "cores": "0-3,6"}),
         (("--cpu-idle", "--io", "20MiB"), {"cpu_idle": True, "io_bps": 20 << 20}),
         (("--no-cpu-idle", "--io", "max", "--cores", "all"), {"cpu_idle": False, "io_bps": 0, "cores": "all"}),
+        (("--class", "batch", "--weight", "50"), {"service_class": "batch", "weight": 50}),
+        (("--min-share", "25%"), {"min_share": 0.25}),
+        (("--min-share", "0"), {"min_share": 0.0}),
+        (("--rate", "600/m", "--burst", "20"), {"rate_per_s": 10.0, "burst": 20}),
+        (("--rate", "max", "--concurrency", "max"), {"rate_per_s": 0.0, "concurrency_max": 0}),
+        (("--concurrency", "8", "--sessions", "12"), {"concurrency_max": 8, "sessions_max": 12}),
+        (("--queue", "100", "--queue-bytes", "64MiB"), {"queue_max": 100, "queue_bytes_max": 64 << 20}),
+        (("--memory", "2GiB", "--rate", "5"), {"memory_bytes": 2 << 30, "rate_per_s": 5.0}),
     ],
 )
 def test_limits_have_their_words(bedsit: Run, daemon: Any, words: tuple[str, ...], args: dict[str, Any]) -> None:
@@ -305,7 +327,7 @@ def test_limits_have_their_words(bedsit: Run, daemon: Any, words: tuple[str, ...
     daemon.script |= {"tenant.set": TENANT, "tenant.create": {"tenant": TENANT, "key": KEY}}
     assert bedsit("tenant", "set", "vision", *words).returncode == 0
     assert bedsit("tenant", "create", "vision", *words).returncode == 0
-    assert [said | args for _, said in daemon.heard] == [said for _, said in daemon.heard]
+    assert [said for _, said in daemon.heard] == [{"name": "vision", **args}] * 2
 
 
 def test_a_tenant_is_shown_with_its_limits(bedsit: Run, daemon: Any) -> None:
@@ -314,6 +336,98 @@ def test_a_tenant_is_shown_with_its_limits(bedsit: Run, daemon: Any) -> None:
     shown = bedsit("tenant", "show", "vision").stdout
     for words in ("weight 100", "0-3", "20 MiB a second"):
         assert words in shown
+    text = dict(rows(bedsit("tenant", "show", "vision")))
+    assert (text["class"], text["share"]) == ("realtime", "weight 300, at least 25%")
+    assert (text["rate"], text["concurrency"]) == ("10/s, bursts of 20", "max")
+    assert (text["queue"], text["sessions"]) == ("512 requests, 16 MiB", "64")
+
+
+def test_what_an_older_daemon_does_not_say_is_a_dash(bedsit: Run, daemon: Any) -> None:
+    """Not a limit that nobody set."""
+    limits = {"memory_bytes": 1 << 30, "cpus": 1.0, "pids": 64}
+    daemon.script |= {"tenant.show": TENANT | {"limits": limits}, "model.show": {"tenant": "vision", "name": "digits"}}
+    text = dict(rows(bedsit("tenant", "show", "vision")))
+    assert {text[key] for key in ("class", "share", "rate", "concurrency", "queue", "sessions")} == {"-"}
+    text = dict(rows(bedsit("model", "show", "vision/digits")))
+    assert {text[key] for key in ("priority", "rate", "concurrency", "queue")} == {"-"}
+
+
+def test_a_models_limits_are_set_and_shown(bedsit: Run, daemon: Any) -> None:
+    """Only what was named is sent; a priority is a word here and a number there; nothing named is a mistake."""
+    daemon.script["model.set"] = MODEL
+    done = bedsit("model", "set", "vision/digits", "--rate", "30/m", "--burst", "2", "--priority", "high")
+    text = dict(rows(done))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (text["priority"], text["rate"]) == ("high", "30/m, bursts of 2")
+    assert (text["concurrency"], text["queue"]) == ("4", "its tenant's")
+    words = ("--priority", "low", "--concurrency", "max", "--queue", "max", "--rate", "max")
+    assert bedsit("model", "set", "vision", "digits", *words).returncode == 0
+    assert bedsit("model", "set", "vision/digits", "--queue", "7", "-o", "name").stdout == "vision/digits\n"
+    where = {"tenant": "vision", "name": "digits"}
+    assert daemon.heard == [
+        ("model.set", {**where, "rate_per_s": 0.5, "burst": 2, "priority": 2}),
+        ("model.set", {**where, "rate_per_s": 0.0, "concurrency_max": 0, "queue_max": 0, "priority": 0}),
+        ("model.set", {**where, "queue_max": 7}),
+    ]
+    assert bedsit("model", "set", "vision/digits").returncode == 2
+    assert len(daemon.heard) == 3
+
+
+def test_programs_read_limits_as_numbers(bedsit: Run, daemon: Any) -> None:
+    """As the daemon said them."""
+    daemon.script |= {"tenant.show": TENANT, "model.show": MODEL}
+    item = json.loads(bedsit("tenant", "show", "vision", "-o", "json").stdout)["item"]
+    assert item["limits"] == TENANT["limits"]
+    item = json.loads(bedsit("model", "show", "vision/digits", "-o", "json").stdout)["item"]
+    assert (item["rate_per_s"], item["priority"], item["queue_max"]) == (0.5, 2, 0)
+
+
+WRONG = [
+    ("tenant", "--rate", "a rate", "write a number above 0: 100/s, 600/m, or max"),
+    ("tenant", "--concurrency", "a count", "write a whole number from 1, or max"),
+    ("tenant", "--weight", "a count", "write a whole number from 1"),
+    ("tenant", "--burst", "a count", "write a whole number from 1"),
+    ("tenant", "--queue", "a count", "write a whole number from 1"),
+    ("tenant", "--sessions", "a count", "write a whole number from 1"),
+    ("tenant", "--min-share", "a part of the whole", "write 0 to 1, or 0% to 100%: 0.25, 25%"),
+    ("tenant", "--queue-bytes", "a size", "write a number and a unit: 512MiB, 2GiB"),
+    ("model", "--rate", "a rate", "write a number above 0: 100/s, 600/m, or max"),
+    ("model", "--burst", "a count", "write a whole number from 1"),
+    ("model", "--concurrency", "a count", "write a whole number from 1, or max"),
+    ("model", "--queue", "a count", "write a whole number from 1, or max"),
+]
+
+
+@pytest.mark.parametrize(("noun", "option", "what", "hint"), WRONG)
+def test_garbage_in_a_limit_is_named_with_its_option(
+    run_dir: Path, daemon: Any, noun: str, option: str, what: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers to Python, or to nobody: exit 2, what and what to do, and nothing is sent. In this process: many."""
+    at = "vision" if noun == "tenant" else "vision/digits"
+    for text in ("nan", "inf", "-1", "1e400", "", "٣", "１２", "Max", "9" * 400):  # noqa: RUF001
+        with pytest.raises(SystemExit) as caught:
+            main([noun, "set", at, option, text, "--run-dir", str(run_dir)])
+        assert caught.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err == f"error: input.invalid: {option}: {text!r} is not {what}\nhint: {hint}\n"
+    assert daemon.heard == []
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (("tenant", "set", "vision", "--class", "fast"), "'realtime', 'interactive', 'batch'"),
+        (("tenant", "set", "vision", "--class", ""), "'realtime', 'interactive', 'batch'"),
+        (("model", "set", "vision/digits", "--priority", "2"), "'low', 'normal', 'high'"),
+    ],
+)
+def test_a_word_that_is_none_is_answered_with_those_that_are(bedsit: Run, words: tuple[str, ...], known: str) -> None:
+    """Two lines, and a daemon is not needed for them."""
+    done = bedsit(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert known in done.stderr
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_a_weight_is_kept_beside_idle(bedsit: Run, daemon: Any) -> None:

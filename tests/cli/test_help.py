@@ -181,6 +181,16 @@ def test_tenants_models_and_keys_are_completed(bedsit: Run, daemon: Any) -> None
     assert "--memory" in complete(bedsit, "bedsit tenant create --")
 
 
+def test_words_of_an_option_are_completed(bedsit: Run) -> None:
+    """From the same list that they are checked by; no daemon is asked."""
+    classes = ["realtime", "interactive", "batch"]
+    assert complete(bedsit, "bedsit tenant create vision --class ") == classes
+    assert complete(bedsit, "bedsit tenant set vision --class re") == ["realtime"]
+    assert complete(bedsit, "bedsit model set vision/digits --priority ") == ["low", "normal", "high"]
+    assert "--min-share" in complete(bedsit, "bedsit tenant set vision --")
+    assert complete(bedsit, "bedsit model se") == ["set"]
+
+
 def test_completion_offers_plain_names_only(bedsit: Run, daemon: Any) -> None:
     """What zsh gets it evaluates: nothing that a shell could run gets there, whoever answers on the socket."""
     daemon.script["tenant.list"] = [{"name": "$(reboot)"}, {"name": "a;b"}, {"name": "ok"}, {"name": 7}, "x", {}]

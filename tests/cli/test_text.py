@@ -8,10 +8,15 @@ from bedsit.cli.table import Column, field, layout, layout_record
 from bedsit.cli.text import (
     format_age,
     format_duration,
+    format_rate,
+    format_share,
     format_size,
     measure_width,
     neutralise,
+    parse_count,
     parse_duration,
+    parse_rate,
+    parse_share,
     parse_size,
 )
 from bedsit.ipc.errors import BedsitError
@@ -50,11 +55,75 @@ def test_sizes_with_units_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["512", "", "MiB", "-1MiB", "1XB", "nanMiB"])
+#: Numbers to Python, or to nobody: not one of them is one on the command line.
+GARBAGE = ["", " ", "nan", "inf", "-1", "+1", "1e400", "1e3", "0x10", "1_000", "٣", "１", "²", "½", "1,5", "1.5.2", "."]  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    "text", ["512", "", "MiB", "-1MiB", "1XB", "nanMiB", "٣MiB", "9" * 400 + "GiB", "9999999999GiB"]
+)
 def test_sizes_without_a_unit_are_refused(text: str) -> None:
     """A bare number could mean anything."""
     with pytest.raises(BedsitError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("1", 1), ("0010", 10), (" 7 ", 7), ("999999999999999", 999999999999999)])
+def test_counts_are_read(text: str, count: int) -> None:
+    """Whole numbers from 1."""
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", [*GARBAGE, "0", "1.0", "9" * 400])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    """Also what no frame could carry."""
+    with pytest.raises(BedsitError, match="is not a count"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("0.25", 0.25), ("25%", 0.25), ("12.5 %", 0.125), ("0", 0), ("0%", 0), ("1", 1), ("100%", 1)]
+)
+def test_parts_of_the_whole_are_read(text: str, share: float) -> None:
+    """As a number up to 1 or in hundredths."""
+    assert parse_share(text) == share
+    assert parse_share(format_share(share)) == share
+
+
+@pytest.mark.parametrize("text", [*GARBAGE, "25", "1.01", "101%", "%", "25%%", "-5%", "9" * 400])
+def test_what_is_no_part_of_the_whole_is_refused(text: str) -> None:
+    """A bare 25 could only be meant as hundredths, and says so."""
+    with pytest.raises(BedsitError, match="is not a part of the whole") as refused:
+        parse_share(text)
+    assert "25%" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "per_s", "shown"),
+    [
+        ("100", 100, "100/s"),
+        ("100/s", 100, "100/s"),
+        ("600/m", 10, "10/s"),
+        ("30 / m", 0.5, "30/m"),
+        ("20/m", 1 / 3, "20/m"),
+        ("90/h", 0.025, "1.5/m"),
+        ("1/h", 1 / 3600, "1/h"),
+        ("0.5", 0.5, "30/m"),
+        ("1000000", 1e6, "1000000/s"),
+        ("2.5/s", 2.5, "2.5/s"),
+    ],
+)
+def test_rates_are_read_and_written(text: str, per_s: float, shown: str) -> None:
+    """A second where no unit is said; shown in the unit in which there is at least one."""
+    assert parse_rate(text) == per_s
+    assert format_rate(per_s) == shown
+
+
+@pytest.mark.parametrize("text", [*GARBAGE, "0", "0/s", "0.0", "/s", "100/", "100/ms", "100/d", "5s", "max", "9" * 400])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    """None at all is no rate either: a tenant that nobody may ask is stopped."""
+    with pytest.raises(BedsitError, match="is not a rate"):
+        parse_rate(text)
 
 
 def test_durations_are_read_and_written() -> None:
@@ -67,8 +136,9 @@ def test_durations_are_read_and_written() -> None:
         "5 h 1 m",
         "2 d 4 h",
     ]
-    with pytest.raises(BedsitError, match="is not a duration"):
-        parse_duration("30")
+    for text in ("30", "٣s", "9" * 400 + "s"):
+        with pytest.raises(BedsitError, match="is not a duration"):
+            parse_duration(text)
 
 
 def test_sizes_and_ages_are_written() -> None:

@@ -53,6 +53,25 @@ def test_a_run_directory_that_cannot_be_made_is_refused(bedsit: Run, tmp_path: P
     assert "--run-dir" in done.stderr
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_descriptors_are_as_many_as_the_units_have(uid: int) -> None:
+    """Whatever the shell's limits are; who may not raise them has what there is."""
+    code = (
+        "import os, resource, sys\n"
+        "from bedsit.cli.up import _raise_descriptor_limit as lift\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))\n"
+        "os.setuid(int(sys.argv[1]))\n"
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n"
+        "lift()\n"
+        "print(int(status['CapEff'], 16) >> 24 & 1, *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(uid)], capture_output=True, text=True, check=True)
+    may, soft, hard = map(int, done.stdout.split())  # CAP_SYS_RESOURCE, which root in a container often lacks
+    assert soft == hard == (1 << 20 if may else 256)
+    assert uid == 0 or not may
+
+
 @pytest.mark.parametrize("detach", [(), ("--detach",)])
 def test_a_second_keeper_of_the_same_directory_is_refused(bedsit: Run, run_dir: Path, detach: tuple[str, ...]) -> None:
     """The kernel's lock decides, not a pid file; the pid is only for the message."""

@@ -45,7 +45,8 @@ CALLING = (
     + """
 def build(bundle):
     def call(x):
-        envelope, lane = reach("envelope"), reach("lane")
+        order = reach("orders")[0]
+        ident, send = wire.read_envelope(order.packet).id, order.reply
 {}
         return x * 2
     return call
@@ -73,21 +74,21 @@ REPORTS = {
 ANSWERS = {
     "its own twice, and again": """
         for _ in range(3):
-            lane.send(wire.pack_packet(Kind.RESPONSE, envelope.id, wire.encode_response([])))""",
+            send(wire.pack_packet(Kind.RESPONSE, ident))""",
     "answers that nobody asked for": """
         for n in range(3000):
-            lane.send(wire.pack_packet(Kind.RESPONSE, (n << 50) + 12345, b"\\xc1" * 40))""",
+            send(wire.pack_packet(Kind.RESPONSE, (n << 50) + 12345, b"\\xc1" * 40, tensors=1))""",
     "answers to others' requests": """
-        for n in range(envelope.id, envelope.id + 3000):
-            lane.send(wire.pack_packet(Kind.ERROR, n + 1, b"\\xc1" * 40))""",
+        for n in range(ident, ident + 3000):
+            send(wire.pack_packet(Kind.ERROR, n + 1, b"\\xc1" * 40))""",
     "packets that are not its to send": """
         for kind in (Kind.READY, Kind.CANCEL, Kind.REQUEST, Kind.READY) * 200:
-            lane.send(wire.pack_packet(kind, envelope.id))""",
+            send(wire.pack_packet(kind, ident))""",
     "no packets at all": """
-        for data in (b"", b"x", bytes(40), b"\\xff" * 65536) * 100:
-            lane.send(data)""",
+        for data in (b"x", bytes(40), b"\\xff" * 65536) * 100 + (b"",):
+            send(data)""",
     "acknowledgements of others' arenas": """
-        link = reach("arenas")._socket
+        link = reach("lanes")._link
         for n in range(64): link.send(struct.pack("<BxxxIQ", 3, n, 0))
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
             other.connect("/run/slot/fd.sock")
@@ -101,9 +102,9 @@ BROKEN = {
         def refuse(*_, **__): raise RuntimeError("no")
         msgpack.packb = refuse""",
     "answers are something else": """
-        sys.modules["bedsit.sandbox.worker.serve"].answer = lambda *_: b"junk\"""",
+        sys.modules["bedsit.sandbox.worker.calls"]._reply = lambda *_: send(b"junk")""",
     "the wire packs nonsense": """
-        wire.pack_packet = lambda *_, **__: b"\\x00" * 41""",
+        wire.pack_tensors = wire.pack_packet = lambda *_, **__: b"\\x00" * 64""",
     "its descriptors are closed": """
         os.closerange(3, 1024)""",
     "its output is closed and replaced": """
@@ -309,7 +310,7 @@ def test_forged_answers(room: Box, tmp_path: Path, code: str) -> None:
 def test_an_honest_answer(room: Box, tmp_path: Path) -> None:
     """A worker that only answers what it was asked has misbehaved in nothing."""
     before = last_event(room)
-    status, said = deploy(room, tmp_path, CALLING.format("        assert envelope.id > 0"))
+    status, said = deploy(room, tmp_path, CALLING.format("        assert ident > 0"))
     assert status == 0, said
 
     assert {ask(room) for _ in range(3)} == {"right"}
@@ -326,7 +327,7 @@ def test_a_client_drops_foreign_answers(room: Box) -> None:
         session = link.session
         pending, _ = session.begin(link.models[info.name, 0], None, ONE, 0)
         for ident in (0, pending.id + 1, 2**64 - 1):
-            assert session.accept(wire.pack_packet(Kind.RESPONSE, ident, wire.encode_response([]))) is None
+            assert session.accept(wire.pack_packet(Kind.RESPONSE, ident)) is None
         assert not pending.done
         session.forget(pending)
 
@@ -339,7 +340,7 @@ def test_late_answers(room: Box, tmp_path: Path) -> None:
         if float(x[0]) < 0:
             time.sleep(0.6)
             for _ in range(3):
-                lane.send(wire.pack_packet(Kind.RESPONSE, envelope.id, wire.encode_response([])))"""
+                send(wire.pack_packet(Kind.RESPONSE, ident))"""
     status, said = deploy(room, tmp_path, CALLING.format(slow))
     assert status == 0, said
 
@@ -373,8 +374,8 @@ def test_a_withdrawn_request_keeps_its_memory(room: Box) -> None:
         pending, _ = session.begin(link.models[info.name, 0], None, large, 0)
         session.withdraw(pending)
         assert session.arena.free_bytes() < free
-        assert session.accept(wire.pack_packet(Kind.RESPONSE, pending.id, wire.encode_response([]))) is pending
-        assert pending.result is None
+        assert session.accept(wire.pack_packet(Kind.RESPONSE, pending.id)) is pending
+        assert pending.outcome is None
         del pending
         assert session.arena.free_bytes() == free
 

@@ -1,5 +1,6 @@
 """Requests of the admin API: strict, and helpful about what is wrong."""
 
+import math
 from typing import get_args
 
 import pytest
@@ -43,6 +44,9 @@ def test_reads_requests_with_defaults() -> None:
             "set: cores takes a list like 0-3,6, or all",
         ),
         ({"v": 1, "op": "events", "args": {"limit": 0}}, "limit"),
+        ({"v": 1, "op": "tenant.set", "args": {"name": "a", "wieght": 1}}, "did you mean 'weight'?"),
+        ({"v": 1, "op": "model.set", "args": {"tenant": "a", "name": "m", "weight": 1}}, "takes no 'weight'"),
+        ({"v": 1, "op": "model.set", "args": {"tenant": "a"}}, "missing required field `name`"),
     ],
 )
 def test_names_what_is_wrong(message: object, says: str) -> None:
@@ -52,6 +56,57 @@ def test_names_what_is_wrong(message: object, says: str) -> None:
 
     assert refused.value.code == "request.invalid"
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("weight", (0, 10_001, -1, 1.5, "100", True), "1 to 10000"),
+        ("service_class", ("", "fast", "Batch", 1), "realtime, interactive or batch"),
+        ("min_share", (-0.01, 1.01, math.nan, math.inf, "1"), "0 to 1"),
+        ("rate_per_s", (-1, 1e6 + 1, math.nan, math.inf, -math.inf), "0 to 1000000 requests a second, 0 for no limit"),
+        ("burst", (0, 100_001), "1 to 100000"),
+        ("concurrency_max", (-1, 10_001), "0 to 10000, 0 for no limit"),
+        ("queue_max", (0, 100_001), "1 to 100000"),
+        ("queue_bytes_max", ((64 << 10) - 1, (16 << 30) + 1), "64 KiB to 16 GiB"),
+        ("sessions_max", (0, 100_001), "1 to 100000"),
+    ],
+)
+@pytest.mark.parametrize("op", ["tenant.create", "tenant.set"])
+def test_a_limit_out_of_its_range_is_told_the_range(op: str, name: str, values: tuple[object, ...], words: str) -> None:
+    """In words, with the argument's name; the same for a new tenant and for one that is there."""
+    for value in values:
+        with pytest.raises(BedsitError) as refused:
+            ask(op, name="vision", **{name: value})
+        assert (refused.value.code, refused.value.message) == ("request.invalid", f"{op}: {name} takes {words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("rate_per_s", (-1, math.nan), "0 to 1000000 requests a second, 0 for no limit"),
+        ("burst", (0,), "1 to 100000"),
+        ("concurrency_max", (-1,), "0 to 10000, 0 for no limit"),
+        ("queue_max", (-1, 100_001), "0 to 100000, 0 for no limit but the tenant's"),
+        ("priority", (-1, 3, "high"), "0, 1 or 2"),
+    ],
+)
+def test_a_models_limit_out_of_its_range_is_told_the_range(name: str, values: tuple[object, ...], words: str) -> None:
+    """A model's queue may be 0 where a tenant's may not, and says so."""
+    for value in values:
+        with pytest.raises(BedsitError) as refused:
+            ask("model.set", tenant="vision", name="echo", **{name: value})
+        assert refused.value.message == f"model.set: {name} takes {words}"
+
+
+def test_the_ends_of_the_ranges_are_taken() -> None:
+    """As they are."""
+    least = {"weight": 1, "min_share": 0, "rate_per_s": 0, "burst": 1, "concurrency_max": 0, "queue_max": 1}
+    most = {"weight": 10_000, "min_share": 1, "rate_per_s": 1e6, "burst": 100_000, "queue_bytes_max": 16 << 30}
+    for said in (least, most):
+        assert ask("tenant.set", name="a", **said) == schema.TenantSet("a", **said)
+    said = {"rate_per_s": 0.0, "burst": 1, "concurrency_max": 0, "queue_max": 0, "priority": 0}
+    assert ask("model.set", tenant="a", name="m", **said) == schema.ModelSet("a", "m", **said)  # type: ignore[arg-type]
 
 
 def test_every_request_has_a_handler() -> None:

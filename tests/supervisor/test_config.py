@@ -40,6 +40,19 @@ def test_sizes_take_units(tmp_path: Path) -> None:
     assert parse_size("12") == 12
 
 
+def test_what_the_router_holds_tenants_to_has_its_usual_values(tmp_path: Path) -> None:
+    """For the box at the top, for tenants that say nothing in their table."""
+    text = (
+        'parallel = 4\nrouter_spin_us = 50\n[tenant]\nservice_class = "batch"\nrate_per_s = 5\nweight = 7\nburst = 3\n'
+    )
+    config = load_config(write(tmp_path, text + 'concurrency_max = 2\nqueue_bytes_max = "32MiB"\nqueue_max = 5\n'), {})
+    tenant = config.tenant
+
+    assert (config.parallel, config.router_spin_us) == (4, 50)
+    assert (tenant.service_class, tenant.rate_per_s, tenant.weight, tenant.burst) == ("batch", 5.0, 7, 3)
+    assert (tenant.concurrency_max, tenant.queue_bytes_max, tenant.queue_max) == (2, 32 << 20, 5)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -60,6 +73,16 @@ def test_sizes_take_units(tmp_path: Path) -> None:
         ("load_timeout_s = 0", "above 0"),
         ("[tenant]\npids = -1", "above 0"),
         ('log_level = "loud"', "must be one of"),
+        ("parallel = -1", "parallel must be 0 to 1024"),
+        ("parallel = 1025", "parallel must be 0 to 1024"),
+        ("router_spin_us = 1001", "router_spin_us must be 0 to 1000"),
+        ("[tenant]\nweight = 0", "`int` >= 1 - at `$.tenant.weight`"),
+        ("[tenant]\nrate_per_s = nan", "`float` >= 0.0 - at `$.tenant.rate_per_s`"),
+        ("[tenant]\nrate_per_s = inf", "`float` <= 1000000.0 - at `$.tenant.rate_per_s`"),
+        ('[tenant]\nservice_class = "fast"', "'fast' - at `$.tenant.service_class`"),
+        ('[tenant]\nqueue_bytes_max = "1KiB"', ">= 65536 - at `$.tenant.queue_bytes_max`"),
+        ("[tenant]\nsessions_max = 0", ">= 1 - at `$.tenant.sessions_max`"),
+        ("[tenant]\nmin_share = 0.1", "unknown key 'tenant.min_share'"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -26,6 +26,15 @@ USUAL = {
     "cpu_idle": False,
     "cores": "all",
     "io_bps": 0,
+    "weight": 100,
+    "service_class": "interactive",
+    "min_share": 0.0,
+    "rate_per_s": 0.0,
+    "burst": 1,
+    "concurrency_max": 0,
+    "queue_max": 1024,
+    "queue_bytes_max": 16 << 20,
+    "sessions_max": 64,
 }
 
 

@@ -136,6 +136,13 @@ def test_the_router_has_nothing_and_is_always_restarted() -> None:
     )
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_thousand_tenants_have_their_descriptors(name: str) -> None:
+    """A million of them: the kernel's own bound (fs.nr_open) as it comes, and none of systemd's."""
+    directives = {key: value for _, key, value in read_directives(name)}
+    assert int(directives["LimitNOFILE"]) == 1 << 20
+
+
 def test_the_daemon_can_be_restarted_under_its_slots() -> None:
     """Ready means ready, a hang is noticed, live sockets outlive it, a wrong configuration does not loop."""
     directives = {key: value for _, key, value in read_directives("bedsitd.service")}

@@ -26,7 +26,7 @@ def load_python(bundle: Bundle) -> Runner:
         model.eval().requires_grad_(requires_grad=False)
     if not callable(model):
         raise error("model.load_failed", f"{bundle.manifest.entry} gave a {type(model).__name__}, nothing to call")
-    return Runner(bundle.manifest, model)
+    return Runner(bundle, model)
 
 
 def _import_from(folder: Path, module_name: str, function_name: str, bundle: Bundle) -> object:

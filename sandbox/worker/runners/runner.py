@@ -6,22 +6,25 @@ from typing import Any
 import torch
 
 from bedsit.ipc.errors import error
-from bedsit.ipc.manifest import Manifest
+from bedsit.sandbox.worker.bundle import Bundle
 
 
 class Runner:
     """A loaded model."""
 
-    def __init__(self, manifest: Manifest, call: Callable[..., Any]) -> None:
-        self.manifest = manifest
+    def __init__(self, bundle: Bundle, call: Callable[..., Any]) -> None:
+        self.manifest = bundle.manifest
+        self.rooms = bundle.rooms
         self._call = call
-        self._names = [spec.name for spec in manifest.outputs]
+        self._names = [spec.name for spec in self.manifest.outputs]
 
     def run(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Call the model. Whatever it raises passes through; an answer of the wrong form is ``output.invalid``."""
         answer = self._call(*inputs)
         names = self._names
         if isinstance(answer, torch.Tensor):
+            if len(names) == 1:
+                return (answer,)
             answer = (answer,)
         elif isinstance(answer, Mapping):
             missing = [name for name in names if name not in answer]

@@ -9,4 +9,4 @@ from bedsit.sandbox.worker.runners.runner import Runner
 def load_torch_export(bundle: Bundle) -> Runner:
     """Load the exported program once; ``.module()`` takes longer than a small model's call."""
     program = torch.export.load(bundle.path / bundle.manifest.entry)
-    return Runner(bundle.manifest, program.module())
+    return Runner(bundle, program.module())

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save
 
 from bedsit import BedsitError, Client
+from bedsit.ipc.manifest import DTYPES
 from bedsit.ipc.slot import MAX_REPORT, Report
+from bedsit.sandbox.worker.tensors import TORCH_DTYPES
 
 TOML = """
 name = "gate"
@@ -164,22 +166,66 @@ def build(bundle):
                 assert caught.value.code == "output.invalid", order
 
 
-def test_every_dtype_and_empty_tensors_travel_from_client_to_model_and_back(plane: Any) -> None:
+@pytest.mark.parametrize("lane", ["fast", "zmq"])
+def test_every_dtype_and_empty_tensors_travel_from_client_to_model_and_back(plane: Any, lane: Any) -> None:
     """Each dtype through a real worker: small inline, large by reference, and without any element."""
-    dtypes = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
-    ins = "".join(f'[[inputs]]\nname = "{d}"\ndtype = "{d}"\nshape = [-1, -1]\n' for d in dtypes)
-    outs = "".join(f'[[outputs]]\nname = "{d}"\ndtype = "{d}"\nshape = [-1, -1]\n' for d in dtypes)
+    ins = "".join(f'[[inputs]]\nname = "{d}"\ndtype = "{d}"\nshape = [-1, -1]\n' for d in DTYPES)
+    outs = "".join(f'[[outputs]]\nname = "{d}"\ndtype = "{d}"\nshape = [-1, -1]\n' for d in DTYPES)
     toml = TOML.split("[[inputs]]", maxsplit=1)[0] + ins + outs
-    plane.add_slot("acme", [_bundle("def build(bundle):\n    return lambda *x: [t.flip(0) for t in x]\n", toml)])
-    with Client("acme", run_dir=str(plane.run_dir)) as client:
+    plane.add_slot("acme", [_bundle("def build(bundle):\n    return lambda *x: [t.T.T for t in x]\n", toml)])
+    with Client("acme", run_dir=str(plane.run_dir), lane=lane, tensors="torch") as client:
         for shape in ((2, 3), (0, 3), (3, 0), (100, 70)):
-            tensors = {d: (torch.arange(shape[0] * shape[1]) % 2).reshape(shape).to(getattr(torch, d)) for d in dtypes}
+            tensors = {d: (torch.arange(shape[0] * shape[1]) % 2).reshape(shape).to(TORCH_DTYPES[d]) for d in DTYPES}
             got = client.infer("gate", tensors, timeout_s=60)
             for dtype, tensor in tensors.items():
-                want = tensor.flip(0)
-                bits = want.view(torch.uint16) if dtype == "bfloat16" else want
-                assert got[dtype].shape == shape
-                assert (got[dtype] == bits.numpy()).all(), dtype
+                assert (got[dtype].dtype, got[dtype].shape) == (tensor.dtype, tensor.shape)
+                assert not tensor.numel() or got[dtype].view(torch.uint8).equal(tensor.view(torch.uint8)), dtype
+
+
+@pytest.mark.parametrize("lane", ["fast", "zmq"])
+def test_a_model_may_write_its_answer_where_the_caller_will_read_it(plane: Any, lane: Any) -> None:
+    """``bundle.output`` in a real worker: the right answers, whether there was room in the caller's memory or not."""
+    code = """
+import torch
+def build(bundle):
+    def call(x):
+        return torch.add(x, 1, out=bundle.output("y", x.shape))
+    return call
+"""
+    plane.add_slot("acme", [_bundle(code)])
+    with Client("acme", run_dir=str(plane.run_dir), lane=lane) as client:
+        for size in (0, 3, 5000, 3, 100_000):
+            with client.infer("gate", {"x": np.arange(size, dtype=np.float32)}, timeout_s=60) as got:
+                assert got["y"].shape == (size,)
+                assert (got["y"] == np.arange(size) + 1).all()
+
+
+@pytest.mark.parametrize("lane", ["fast", "zmq"])
+def test_requests_of_a_batched_model_get_the_answers_of_single_calls(plane: Any, lane: Any) -> None:
+    """Of different lengths, some in the packet and some in the arena, filled up and run together in a real worker."""
+    code = """
+def build(bundle):
+    def call(x):
+        with (bundle.path / "calls").open("a") as calls:
+            calls.write(f"{len(x)}\\n")
+        if (x == 13).any():
+            raise ValueError("thirteen")
+        return x + 1
+    return call
+"""
+    toml = TOML.replace("shape = [-1]", "shape = [-1, -1]") + "[batch]\nmax_rows = 8\ndelay_ms = 20\npad = 0\n"
+    slot = plane.add_slot("acme", [_bundle(code, toml)])
+    requests = [{"x": np.full((1, n % 5 + (3000 if n % 7 == 0 else 0)), 100 + n, np.float32)} for n in range(64)]
+    with Client("acme", run_dir=str(plane.run_dir), lane=lane) as client:
+        for request, got in zip(requests, client.infer_many("gate", requests, timeout_s=60), strict=True):
+            assert got["y"].tolist() == (request["x"] + 1).tolist()
+        requests[5] = {"x": np.full((1, 4), 13, np.float32)}
+        with pytest.raises(BedsitError) as caught:
+            client.infer_many("gate", requests, timeout_s=60)
+        assert caught.value.code == "model.failed"
+        assert client.infer("gate", requests[4], timeout_s=60)["y"].tolist() == (requests[4]["x"] + 1).tolist()
+    calls = [int(line) for line in (plane.folder_of(slot) / "calls").read_text().split()]
+    assert 1 < max(calls) <= 8
 
 
 class _Doubler(torch.nn.Module):

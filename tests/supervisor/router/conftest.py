@@ -1,5 +1,6 @@
 """A data plane without jail or daemon: the real router as a process, real workers as processes, snapshots by file."""
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -8,14 +9,16 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -24,19 +27,21 @@ import zmq
 from bedsit.ipc import snapshot as snapshots
 from bedsit.ipc import wire
 from bedsit.ipc.arena import Arena
-from bedsit.ipc.door import Door
+from bedsit.ipc.door import Door, read_model_list
+from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.frames import recv_frame, send_frame
+from bedsit.ipc.manifest import parse_manifest
 from bedsit.ipc.seqpacket import recv_bytes, recv_packet, send_bytes, send_packet
 from bedsit.ipc.slot import (
-    ArenaMessage,
-    ArenaWord,
     Assignment,
     ModelToLoad,
+    Note,
     Report,
-    decode_arena,
+    Word,
+    decode_note,
     decode_report,
-    encode_arena,
     encode_assignment,
+    encode_note,
 )
 from bedsit.ipc.snapshot import KeyView, ModelView, SlotView, Snapshot, TenantView, VersionView
 
@@ -109,6 +114,16 @@ while True:
 """
 
 
+def gate_toml(name: str = "gate", batch: str = "") -> str:
+    """The declaration of the gate model under another name, with what is to stand in ``[batch]``."""
+    return GATE_TOML.replace('"gate"', f'"{name}"') + (f"[batch]\n{batch}\n" if batch else "")
+
+
+def gate_manifest(name: str = "gate", batch: str = "") -> bytes:
+    """The same, as a worker would report it."""
+    return parse_manifest(tomllib.loads(gate_toml(name, batch))).encode()
+
+
 def wait_until(condition: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
     """The first true value of *condition*; fails after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
@@ -116,6 +131,16 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = DEADLINE_S) -> A
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
     return value
+
+
+def fill(try_send: Callable[[bytes], bool], packet: bytes) -> int:
+    """Send *packet* as fast as one can until it is refused; how many were taken."""
+    deadline = time.monotonic() + DEADLINE_S
+    count = 0
+    while try_send(packet):
+        count += 1
+        assert time.monotonic() < deadline, "everything is taken"
+    return count
 
 
 def pack(files: Files) -> bytes:
@@ -186,6 +211,7 @@ class Plane:
     """One router, its snapshot, and the workers of its tenants; the daemon's part is played by the test."""
 
     bundle = GATE_BUNDLE
+    deadline_s = DEADLINE_S
 
     def __init__(self, folder: Path, nursery: Nursery) -> None:
         self.run_dir = folder
@@ -196,6 +222,7 @@ class Plane:
         self.hostile: list[Any] = []
         self.heard: list[dict[str, Any]] = []
         self.instance = "test"
+        self.parallel = 0
         self._nursery = nursery
         self._serial = itertools.count(1)
         folder.chmod(0o755)
@@ -212,6 +239,7 @@ class Plane:
         self.router_log = folder / "router.log"
 
     wait_until = staticmethod(wait_until)
+    manifest = staticmethod(gate_manifest)
 
     # --- the router ------------------------------------------------------------------------------------------------
 
@@ -259,6 +287,11 @@ class Plane:
             assert message is not None, "the router hung up"
             self.heard.append(message)
 
+    def counts(self, tenant: str) -> dict[str, int]:
+        """The counters that tests are about, of *tenant*, right now."""
+        stats = self.stats(tenant)
+        return {name: stats[name] for name in ("requests", "errors", "queued", "in_flight", "sessions")}
+
     def stats(self, tenant: str) -> dict[str, int]:
         """What the router counts for *tenant* right now."""
         assert self.daemon is not None
@@ -269,7 +302,12 @@ class Plane:
     def publish(self) -> None:
         """Give the router the present state, by file and over the link, and wait until it is in force."""
         snapshot = Snapshot(
-            next(self._serial), self.instance, str(self.run_dir), [*self.tenants.values()], [*self.slots.values()]
+            next(self._serial),
+            self.instance,
+            str(self.run_dir),
+            [*self.tenants.values()],
+            [*self.slots.values()],
+            self.parallel,
         )
         data = snapshots.encode(snapshot)
         fresh = self.run_dir / "snapshot.new"
@@ -327,6 +365,14 @@ class Plane:
         """Change fields of a tenant and publish."""
         self.tenants[name] = msgspec.structs.replace(self.tenants[name], **changes)
         self.publish()
+
+    def change_model(self, tenant: str, number: int = 1, **changes: Any) -> None:
+        """Change fields of one of a tenant's models and publish."""
+        models = [
+            msgspec.structs.replace(model, **changes) if model.number == number else model
+            for model in self.tenants[tenant].models
+        ]
+        self.change(tenant, models=models)
 
     def add_key(self, tenant: str, ident: str = "00000001") -> str:
         """A new key of *tenant*; published."""
@@ -411,11 +457,32 @@ class Plane:
             SlotView(slot, tenant, "serving", os.getuid(), os.getgid(), [(1, 1)]), **changes
         )
         if not self.tenants[tenant].models:
-            self.set_models(tenant, [GATE_MANIFEST])
+            self.set_models(tenant, [gate_manifest()])
         self.publish()
         worker = HostileWorker(slot, self.run_dir / "slots" / slot)
         self.hostile.append(worker)
         return worker
+
+    def add_pair(self, tenant: str, lane: Literal["fast", "zmq"]) -> "tuple[HostileWorker, RawSession]":
+        """A worker and a session, on that lane to either side; the worker has the session's arena.
+
+        Two requests have been answered, so that everything before them is known to the router.
+        """
+        worker, session = self.add_hostile(tenant), self.knock(tenant, lane=lane)
+        wanted = self.tenants[tenant].max_inflight
+        self.change(tenant, max_inflight=2)
+        leg = worker.meet() if lane == "zmq" else worker.lane
+        for ident in (1 << 40, 2 << 40):
+            session.lane.send(session.request(ident))
+        number = worker.take_arena(acknowledge=False)  # before that, all requests come on the connection
+        first, second = worker.next_request().id, worker.next_request().id
+        send_bytes(worker.link, encode_note(Note(Word.MAPPED, number)))
+        worker.respond(first)
+        worker.lane = leg
+        worker.respond(second)
+        assert {session.answer()[0] for _ in range(2)} == {1 << 40, 2 << 40}
+        self.change(tenant, max_inflight=wanted)
+        return worker, session
 
     def folder_of(self, slot: str, model: str = "gate") -> Path:
         """Where the worker unpacked a bundle."""
@@ -426,11 +493,17 @@ class Plane:
         del self.slots[slot]
         self.publish()
 
-    def knock(self, tenant: str, key: str | None = None) -> "RawSession":
+    def knock(self, tenant: str, key: str | None = None, lane: Literal["fast", "zmq"] = "fast") -> "RawSession":
         """A session whose packets the test writes by hand."""
-        session = RawSession(self.run_dir, tenant, key)
+        session = RawSession(self.run_dir, tenant, key, lane)
         self.hostile.append(session)
         return session
+
+    def dial_zmq(self, path: str, token: bytes = b"") -> "ZmqWire":
+        """A ZeroMQ lane to any endpoint, under any token."""
+        made = ZmqWire(path, token)
+        self.hostile.append(made)
+        return made
 
     def close(self) -> None:
         """End everything."""
@@ -459,39 +532,111 @@ class Plane:
         return path
 
 
-class RawSession:
-    """A client without manners: the real door, and a lane socket for arbitrary bytes."""
+class ZmqWire:
+    """A ZeroMQ lane for arbitrary bytes."""
 
-    def __init__(self, run_dir: Path, tenant: str, key: str | None) -> None:
+    def __init__(self, path: str, token: bytes = b"") -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        if token:
+            self.socket.setsockopt(zmq.IDENTITY, token)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+        self.socket.setsockopt(zmq.SNDTIMEO, int(DEADLINE_S * 1000))
+        self.socket.connect(f"ipc://{path}")
+
+    def send(self, packet: bytes) -> None:
+        self.socket.send(packet)
+
+    def try_send(self, packet: bytes) -> bool:
+        """Send without waiting; False when there is no room."""
+        try:
+            self.socket.send(packet, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def fill(self, packet: bytes) -> int:
+        """Send the same packet until there is no room; how many were taken."""
+        return fill(self.try_send, packet)
+
+    def recv(self) -> bytes:
+        data: bytes = self.socket.recv()
+        return data
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Whether something can be received."""
+        return bool(self.socket.poll(timeout_ms))
+
+    def close(self) -> None:
+        self._context.destroy(0)
+
+
+class PacketWire:
+    """A SEQPACKET lane for arbitrary bytes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(None)  # with a timeout of its own Python waits where MSG_DONTWAIT asks it not to
+        timeout = struct.pack("@ll", int(DEADLINE_S), 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, timeout)
+
+    def send(self, packet: bytes) -> None:
+        self.socket.send(packet, socket.MSG_NOSIGNAL)
+
+    def try_send(self, packet: bytes) -> bool:
+        """Send without waiting; False when there is no room."""
+        try:
+            self.socket.send(packet, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def fill(self, packet: bytes) -> int:
+        """Send the same packet until there is no room; how many were taken."""
+        return fill(self.try_send, packet)
+
+    def recv(self) -> bytes:
+        return self.socket.recv(1 << 17)
+
+    def poll(self, timeout_ms: int) -> bool:
+        """Whether something can be received, the end included."""
+        return bool(select.select([self.socket], [], [], timeout_ms / 1000)[0])
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class RawSession:
+    """A client without manners: the real door, and a lane for arbitrary bytes."""
+
+    def __init__(self, run_dir: Path, tenant: str, key: str | None, lane: Literal["fast", "zmq"] = "fast") -> None:
         self.door = Door(str(run_dir))
         try:
-            self.opened = self.door.open(tenant, key)
+            self.opened = self.door.open(tenant, key, lane=lane)
         except BaseException:
             self.door.close()
             raise
         self.arena = Arena(self.opened.arena_fd, self.opened.arena_bytes, self.opened.arena_number)
-        self._context = zmq.Context()
-        self.lane = self.connect(self.opened.endpoint, self.opened.token)
-
-    def connect(self, endpoint: str, token: bytes) -> Any:
-        """Another lane socket, on any endpoint with any token; the caller closes it."""
-        lane = self._context.socket(zmq.DEALER)
-        lane.setsockopt(zmq.IDENTITY, token)
-        lane.setsockopt(zmq.LINGER, 0)
-        lane.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-        lane.setsockopt(zmq.SNDTIMEO, int(DEADLINE_S * 1000))
-        lane.connect(f"ipc://{endpoint}")
-        return lane
+        self.lane: ZmqWire | PacketWire
+        if lane == "zmq":
+            self.lane = ZmqWire(self.opened.endpoint, self.opened.token)
+        else:
+            self.lane = PacketWire(self.door.socket)
+        self._questions = itertools.count(1 << 40)
 
     def request(self, ident: int, order: float = 0.0, **changes: Any) -> bytes:
         """A packet that calls the gate model with one element, inline in and out."""
         import numpy as np
 
-        ref = wire.TensorRef("x", "float32", (1,), wire.Place.INLINE, 0, 4)
-        fields = {"model": 1, "arena": self.arena.number} | changes
-        return wire.pack_packet(
-            wire.Kind.REQUEST, ident, wire.encode_request([ref], []), np.float32(order).tobytes(), **fields
-        )
+        fields = {"model": 1, "model_version": 1, "arena": self.arena.number, "tensors": 1} | changes
+        header = wire.encode_tensor("float32", (1,), wire.Place.INLINE, 0)
+        return wire.pack_packet(wire.Kind.REQUEST, ident, header, np.float32(order).tobytes(), **fields)
+
+    def cancel(self, ident: int) -> bytes:
+        """A packet that withdraws a request."""
+        return wire.pack_packet(wire.Kind.CANCEL, ident)
 
     def answer(self) -> tuple[int, int, str]:
         """(id, kind, error code) of the next packet from the router."""
@@ -500,65 +645,120 @@ class RawSession:
         code = wire.decode_error(packet, envelope).code if envelope.kind == wire.Kind.ERROR else ""
         return envelope.id, envelope.kind, code
 
+    def refusal(self) -> tuple[int, BedsitError]:
+        """Id and error of the next packet from the router, which is an error."""
+        packet = self.lane.recv()
+        envelope = wire.read_envelope(packet)
+        assert envelope.kind == wire.Kind.ERROR
+        return envelope.id, wire.decode_error(packet, envelope)
+
+    def settle(self) -> None:
+        """Wait until the router has taken everything that was sent before."""
+        assert self.models() is not None
+
+    def ask(self, question: Any) -> Any:
+        """Put a question to the router and give its answer. Raises it where it is an error."""
+        ident = next(self._questions)
+        self.lane.send(wire.pack_map(wire.Kind.ASK, ident, question))
+        packet = self.lane.recv()
+        envelope = wire.read_envelope(packet)
+        assert envelope.id == ident
+        if envelope.kind == wire.Kind.ERROR:
+            raise wire.decode_error(packet, envelope)
+        return wire.read_map(packet, envelope)
+
+    def models(self) -> dict[str, list[int]]:
+        """The tenant's models, asked for on the lane."""
+        return read_model_list(self.ask({"op": "models"}))
+
     def is_over(self) -> bool:
         """Whether the router ended the session."""
-        return self.door.is_closed()
+        sock = self.door.socket
+        if sock.fileno() < 0:
+            return True
+        try:
+            return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def close(self) -> None:
         """Hang up, and unmap the arena."""
+        self.lane.close()
         self.door.close()
         self.__dict__.pop("arena", None)
-        self._context.destroy(0)
 
 
 class HostileWorker:
-    """The worker's end of a slot, spoken by hand. ``connect`` makes the slot ready."""
+    """The worker's end of a slot, spoken by hand. ``READY`` is said when it is made."""
 
     def __init__(self, slot: str, folder: Path) -> None:
         self.slot = slot
         self._folder = folder
-        self._context = zmq.Context()
-        self.lane = self._context.socket(zmq.DEALER)
-        self.lane.setsockopt(zmq.LINGER, 0)
-        self.lane.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
-        self.lane.setsockopt(zmq.SNDTIMEO, int(DEADLINE_S * 1000))
-        self.lane.connect(f"ipc://{folder}/router.sock")
         self.link = self.dial()
-        self.lane.send(wire.pack_packet(wire.Kind.READY, 0))
+        self.fast = PacketWire(self.link)
+        self.lane: ZmqWire | PacketWire = self.fast
+        self._zmq: ZmqWire | None = None
+        with contextlib.suppress(BrokenPipeError):  # as another user than the slot's it is hung up on
+            self.lane.send(wire.pack_packet(wire.Kind.READY, 0))
 
     def dial(self) -> socket.socket:
-        """A new connection to the descriptor socket."""
+        """A new connection to the slot's socket."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link.settimeout(DEADLINE_S)
         link.connect(str(self._folder / "fd.sock"))
         return link
+
+    def meet(self) -> ZmqWire:
+        """Wait until the router wants a ZeroMQ lane, and connect to it."""
+        assert self.next_note().word == Word.MEET
+        made = self._zmq = ZmqWire(f"{self._folder}/router.sock")
+        made.send(wire.pack_packet(wire.Kind.READY, 0))
+        return made
 
     def take_arena(self, *, acknowledge: bool = True) -> int:
         """Receive an arena and let go of it again. Gives its number."""
         data, fds = recv_bytes(self.link, 1)
         for fd in fds:
             os.close(fd)
-        message = decode_arena(data or b"")
-        assert message.word == ArenaWord.GIVE
+        note = decode_note(data or b"")
+        assert note.word == Word.GIVE
         if acknowledge:
-            send_bytes(self.link, encode_arena(ArenaMessage(ArenaWord.MAPPED, message.number)))
-        return message.number
+            send_bytes(self.link, encode_note(Note(Word.MAPPED, note.number)))
+        return note.number
+
+    def next_note(self) -> Note:
+        """The next note; nothing else may come before it."""
+        return decode_note(self.link.recv(1 << 17))
 
     def next_request(self) -> wire.Envelope:
-        """The envelope of the next request."""
+        """The envelope of the next packet that is no note."""
         return wire.read_envelope(self.lane.recv())
+
+    def next_batch(self) -> list[wire.Envelope]:
+        """The envelopes of the next batch, which ends with the packet that nothing is left behind."""
+        batch = [self.next_request()]
+        while batch[-1].left:
+            batch.append(self.next_request())
+        return batch
+
+    def is_idle(self) -> bool:
+        """Whether nothing has been sent to it that it has not read; only after something that had to come later."""
+        return not self.lane.poll(0) and not select.select([self.link], [], [], 0)[0]
 
     def respond(self, ident: int, kind: int = wire.Kind.RESPONSE) -> None:
         """Answer *ident* with one element."""
         import numpy as np
 
-        ref = wire.TensorRef("y", "float32", (1,), wire.Place.INLINE, 0, 4)
-        self.lane.send(wire.pack_packet(wire.Kind(kind), ident, wire.encode_response([ref]), np.float32(5.0).tobytes()))
+        header = wire.encode_tensor("float32", (1,), wire.Place.INLINE, 0)
+        self.lane.send(wire.pack_packet(kind, ident, header, np.float32(5.0).tobytes(), tensors=1))
 
     def close(self) -> None:
         """Be gone."""
         self.link.close()
-        self._context.destroy(0)
+        if self._zmq is not None:
+            self._zmq.close()
 
 
 def snapshots_name(manifest: bytes) -> str:
@@ -571,17 +771,6 @@ def _name_in(bundle: Files) -> str:
     text = bundle["bedsit.toml"]
     assert isinstance(text, str)
     return next(line.split('"')[1] for line in text.splitlines() if line.startswith("name"))
-
-
-def _gate_manifest() -> bytes:
-    import tomllib
-
-    from bedsit.ipc.manifest import parse_manifest
-
-    return parse_manifest(tomllib.loads(GATE_TOML)).encode()
-
-
-GATE_MANIFEST = _gate_manifest()
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 
 from bedsit import BedsitError, Client
-from bedsit.ipc.client import _Link
+from bedsit.ipc import wire
+from bedsit.ipc.door import read_model_info
+from bedsit.ipc.errors import error
+from bedsit.ipc.link import Link
 from bedsit.ipc.session import deadline_after
 from tests_support.marks import PATIENCE, RACE
 
 _MARK = 7.0
 _ELEMENTS = 256 << 10  # 1 MiB in, 1 MiB out
+
+both_lanes = pytest.mark.parametrize("lane", ["fast", "zmq"])
 
 
 def _blocking_input() -> Any:
@@ -42,10 +47,11 @@ def _release(plane: Any, slot: str) -> None:
     plane.wait_until(lambda: plane.stats("acme")["requests"] == 1)
 
 
-def test_a_late_write_never_reaches_memory_in_new_use(plane: Any) -> None:
+@both_lanes
+def test_a_late_write_never_reaches_memory_in_new_use(plane: Any, lane: Any) -> None:
     """A client that timed out fills its whole arena anew, the model writes late, and nothing of it changes."""
     slot = plane.add_slot("acme")
-    with Client(tenant="acme", run_dir=str(plane.run_dir)) as client:
+    with Client(tenant="acme", run_dir=str(plane.run_dir), lane=lane) as client:
         with pytest.raises(BedsitError) as caught:
             client.infer("gate", {"x": _blocking_input()}, timeout_s=0.5)
         assert caught.value.code == "deadline.exceeded"
@@ -67,12 +73,10 @@ def test_a_late_write_never_reaches_memory_in_new_use(plane: Any) -> None:
 def test_a_client_that_reuses_memory_at_once_would_be_caught(plane: Any) -> None:
     """The control run of the test above: forgetting the request at its timeout lets the late write through."""
     slot = plane.add_slot("acme")
-    link = _Link("acme", None, str(plane.run_dir))
+    link = Link("acme", None, str(plane.run_dir), lane="fast", tensors="numpy", spin_us=0)
     try:
-        pending, packet = link.session.begin(
-            link.describe("gate", None, 0), None, {"x": _blocking_input()}, deadline_after(30)
-        )
-        assert link.lane.send(packet)
+        info = read_model_info(link.ask({"op": "describe", "model": "gate", "version": 0}, 0))
+        pending = link.begin(info, None, {"x": _blocking_input()}, deadline_after(30), wire.MODELS_PRIORITY)
         plane.wait_until((plane.folder_of(slot) / "entered").exists)
         link.session.forget(pending)
         del pending
@@ -80,13 +84,14 @@ def test_a_client_that_reuses_memory_at_once_would_be_caught(plane: Any) -> None
         _release(plane, slot)
         assert not all((array == _MARK).all() for array in arrays)
     finally:
-        link.close()
+        link.close(error("request.cancelled", "the test is over"))
 
 
-def test_memory_of_a_cancelled_request_stays_reserved_until_its_worker_is_confirmed_dead(plane: Any) -> None:
+@both_lanes
+def test_memory_of_a_cancelled_request_stays_reserved_until_its_worker_is_confirmed_dead(plane: Any, lane: Any) -> None:
     """A withdrawn request's regions come back only when the daemon says that the slot is gone."""
     slot = plane.add_slot("acme")
-    with Client(tenant="acme", run_dir=str(plane.run_dir)) as client:
+    with Client(tenant="acme", run_dir=str(plane.run_dir), lane=lane) as client:
         with pytest.raises(BedsitError):
             client.infer("gate", {"x": _blocking_input()}, timeout_s=0.5)
         plane.wait_until((plane.folder_of(slot) / "entered").exists)
@@ -94,13 +99,11 @@ def test_memory_of_a_cancelled_request_stays_reserved_until_its_worker_is_confir
         session = client._link.session
         plane.workers[slot].kill()
         assert plane.hear("lost")["slot"] == slot
-        assert client._link.lane.receive() is None
+        assert client._link._lane.receive() is None
         assert session.in_flight() == 1
         assert session.arena.free_bytes() < session.arena.size
         plane.remove_slot(slot)
-        packet = client._link.lane.wait(30)
-        assert packet is not None
-        finished = session.accept(packet)
+        finished = session.accept(plane.wait_until(client._link._lane.receive))
         assert finished is not None
         assert finished.failure is not None
         assert finished.failure.code == "request.cancelled"

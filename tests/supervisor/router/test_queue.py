@@ -9,6 +9,7 @@ import pytest
 
 from bedsit import BedsitError, Client
 from bedsit.ipc import wire
+from bedsit.ipc.slot import Note, Word
 from bedsit.ipc.snapshot import VersionView
 from bedsit.ipc.wire import Kind
 from tests_support.marks import PATIENCE
@@ -27,7 +28,7 @@ def test_a_full_queue_refuses_exactly_what_is_too_much(plane: Any) -> None:
         session.lane.send(session.request(ident))
     refused = [session.answer() for _ in range(3)]
     assert refused == [(ident, Kind.ERROR, "queue.full") for ident in (6, 7, 8)]
-    assert plane.stats("acme") == {"requests": 3, "errors": 3, "queued": 3, "in_flight": 2, "sessions": 1}
+    assert plane.counts("acme") == {"requests": 3, "errors": 3, "queued": 3, "in_flight": 2, "sessions": 1}
     worker.take_arena()
     order = []
     for _ in range(5):
@@ -102,8 +103,8 @@ def test_an_ended_session_drops_what_waits_and_waits_for_what_is_in_flight(plane
     assert plane.stats("acme")["queued"] == 0
     assert plane.stats("acme")["in_flight"] == 1
     worker.respond(rid)
-    forget = worker.link.recv(64)
-    assert (forget[0], int.from_bytes(forget[4:8], "little")) == (2, number)
+    assert worker.next_request()[2:5] == (Kind.CANCEL, 0, rid)
+    assert worker.next_note() == Note(Word.FORGET, number)
 
 
 def test_a_request_for_a_retired_version_does_not_block_those_behind_it(plane: Any) -> None:
@@ -114,7 +115,7 @@ def test_a_request_for_a_retired_version_does_not_block_those_behind_it(plane: A
     plane.change("acme", max_inflight=1, models=[msgspec.structs.replace(model, versions=both)])
     session = plane.knock("acme")
     session.lane.send(session.request(1))
-    session.lane.send(session.request(2, model_version=2))
+    session.lane.send(session.request(2, model_version=2, flags=wire.Flag.PINNED))
     session.lane.send(session.request(3))
     worker.take_arena()
     rid = worker.next_request().id
@@ -157,7 +158,7 @@ def test_deleting_a_tenant_ends_its_sessions_and_frees_its_name(plane: Any) -> N
     plane.wait_until(session.is_over)
     plane.tenants["acme"] = msgspec.structs.replace(old, number=7, models=[])
     plane.publish()
-    assert plane.knock("acme").door.list_models() == {}
+    assert plane.knock("acme").models() == {}
     assert plane.stats("acme")["sessions"] == 1
     assert not other.is_over()
 

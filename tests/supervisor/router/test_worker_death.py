@@ -63,7 +63,7 @@ def test_a_request_of_a_killed_worker_is_retried_once_its_death_is_confirmed(pla
         plane.remove_slot(slot)
         _advance(plane, count)
         assert not answer.done()
-        assert plane.stats("acme") | {"sessions": 1} == {
+        assert plane.counts("acme") | {"sessions": 1} == {
             "requests": 0,
             "errors": 0,
             "queued": 1,
@@ -166,6 +166,17 @@ def test_a_slot_whose_folder_is_gone_harms_nobody(plane: Any) -> None:
     plane.slots["sffffffff"] = msgspec.structs.replace(plane.slots[slot], id="sffffffff")
     plane.publish()
     assert _call(plane, "acme", {"x": np.zeros(1, np.float32)}) == [1.0]
+
+
+def test_a_zeromq_session_does_not_need_every_slot(plane: Any) -> None:
+    """A slot that can have no ZeroMQ lane, because its folder went away, keeps no session out; its requests go on."""
+    worker = plane.add_hostile("acme")
+    (plane.run_dir / "slots" / worker.slot).rename(plane.run_dir / "slots" / "gone")
+    session = plane.knock("acme", lane="zmq")
+    session.lane.send(session.request(1))
+    worker.take_arena()
+    worker.respond(worker.next_request().id)
+    assert session.answer() == (1, 2, "")
 
 
 def test_a_daemon_with_another_state_is_believed(plane: Any) -> None:

@@ -1,0 +1,1 @@
+"""A model whose cost is what its caller says."""

@@ -1,0 +1,1 @@
+"""Gives back what it got, by reference."""

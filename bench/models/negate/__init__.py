@@ -1,0 +1,1 @@
+"""Writes minus its input: reads every byte, and writes as many."""

@@ -1,0 +1,1 @@
+"""What runs in the rivals' own processes, each in its own environment: nothing of bedsit is imported here."""

@@ -1,0 +1,179 @@
+"""From requests to answers: one request at a time, or a batch of them in one call of the model.
+
+Guarantees: whatever the model or a packet does, each request gets one answer, under its own id. A batch is answered as
+if each request had come alone: when the model fails on a batch, or its outputs cannot be told apart, each request runs
+by itself, and only those that fail alone fail.
+"""
+
+import contextlib
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import torch
+
+from bedsit.ipc import wire
+from bedsit.ipc.errors import CODES, BedsitError, error
+from bedsit.ipc.wire import ENVELOPE_BYTES, Kind, Region
+from bedsit.sandbox.worker.arenas import ArenaTable, Mapped
+from bedsit.sandbox.worker.lanes import Order
+from bedsit.sandbox.worker.runners import Runner
+from bedsit.sandbox.worker.stack import Stack
+from bedsit.sandbox.worker.tensors import Inline, Place, find_places, tensor_at, view, write_to_regions
+
+Models = Mapping[tuple[int, int], Runner]
+
+_MAX_MESSAGE: Final = 2000
+_MAX_ERROR: Final = 32 << 10  # as msgpack; the detail of output.too_small, 32 numbers, is the longest of ours
+_REMEMBERED: Final = 256
+_RESPONSE: Final = int(Kind.RESPONSE)
+
+
+class _Plan(NamedTuple):
+    """What requests with the same header have in common, checked once."""
+
+    model: "_Model"
+    places: tuple[Place, ...]
+    regions: tuple[Region, ...]
+
+
+#: A request that is ready to run.
+_Call = tuple[Order, _Plan, Mapped | None, list[torch.Tensor]]
+
+
+class _Model:
+    """A loaded model, and how its outputs travel."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.run = runner.run
+        self.lend = runner.rooms.lend
+        self.manifest = runner.manifest
+        self.inline = Inline(runner.manifest.outputs)
+
+
+class Calls:
+    """Runs requests on *models*, with the arenas that this worker has mapped."""
+
+    def __init__(self, models: Models, arenas: ArenaTable) -> None:
+        self._models = {key: _Model(runner) for key, runner in models.items()}
+        self._find_arena = arenas.find
+        self._plans: dict[tuple[int, int, int, int, bytes], _Plan] = {}
+
+    def answer(self, orders: Sequence[Order], is_cancelled: Callable[[Order], bool]) -> None:
+        """Answer all of a batch. Its requests are for one model; the router sees to that."""
+        calls = []
+        for order in orders:
+            try:
+                if is_cancelled(order):
+                    raise error("request.cancelled", "the caller withdrew the request")
+                calls.append(self._prepare(order))
+            except Exception as e:  # noqa: BLE001 - what is wrong with a packet is its sender's error, whatever it is
+                _refuse(order, e)
+        if len(calls) == 1:
+            _run_one(*calls[0])
+        elif calls:
+            _run_many(calls)
+
+    def _prepare(self, order: Order) -> _Call:
+        packet, fields, _ = order
+        header_bytes = fields[8]
+        raw = bytes(packet[ENVELOPE_BYTES : ENVELOPE_BYTES + header_bytes])
+        key = (fields[9], fields[10], fields[13], fields[14], raw)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._make_plan(fields, raw)
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.clear()
+            self._plans[key] = plan
+        arena = self._find_arena(fields[3])
+        return order, plan, arena, [view(place, packet, arena) for place in plan.places]
+
+    def _make_plan(self, fields: tuple[int, ...], raw: bytes) -> _Plan:
+        model = self._models.get((fields[9], fields[10]))
+        if model is None or fields[2] != Kind.REQUEST:
+            raise error("model.not_found", "this worker has no such model")
+        refs, regions = wire.decode_request(raw, fields[13], fields[14])
+        return _Plan(model, find_places(model.manifest.inputs, refs, wire.body_at(len(raw))), regions)
+
+
+def _run_one(order: Order, plan: _Plan, arena: Mapped | None, inputs: list[torch.Tensor]) -> None:
+    model = plan.model
+    try:
+        if not plan.regions:
+            _reply(order, plan, arena, model.run(inputs))
+            return
+        model.lend(plan.regions, arena)
+        try:
+            _reply(order, plan, arena, model.run(inputs))
+        finally:
+            model.lend((), None)
+    except Exception as e:  # noqa: BLE001 - the tenant's code may raise anything
+        _refuse(order, e)
+
+
+def _run_many(calls: list[_Call]) -> None:
+    """All of them in one call of the model where that is possible; else one by one."""
+    model = calls[0][1].model
+    policy = model.manifest.batch
+    try:
+        if policy is None or any(plan.model is not model for _, plan, _, _ in calls):
+            raise error("internal", "these requests are no batch")
+        stack = Stack([inputs for _, _, _, inputs in calls], policy.pad, _find_neighbours(calls))
+        shares = stack.split(model.run(stack.inputs), model.manifest.outputs, model.manifest.inputs)
+    except Exception:  # noqa: BLE001 - somebody's request spoils it for the others: each alone
+        for call in calls:
+            _run_one(*call)
+        return
+    for (order, plan, arena, _), share in zip(calls, shares, strict=True):
+        try:
+            _reply(order, plan, arena, share)
+        except Exception as e:  # noqa: BLE001 - as above
+            _refuse(order, e)
+
+
+def _reply(order: Order, plan: _Plan, arena: Mapped | None, outputs: Sequence[torch.Tensor]) -> None:
+    if plan.regions and arena is not None:
+        specs = plan.model.manifest.outputs
+        header, body = write_to_regions(specs, outputs, plan.regions, arena, plan.places), b""
+    else:
+        header = plan.model.inline.find_header(outputs)
+        body = plan.model.inline.collect(outputs)
+    order.reply(wire.pack_tensors(_RESPONSE, order.fields[4], header, body, len(outputs)))
+
+
+def _find_neighbours(calls: Sequence[_Call]) -> list[torch.Tensor | None]:
+    """For each input, one view of all requests' where they lie one behind the other in the same arena."""
+    arena = calls[0][2]
+    found: list[torch.Tensor | None] = []
+    for column in zip(*(plan.places for _, plan, _, _ in calls), strict=True):
+        first = column[0]
+        rest, end = first.ref.shape[1:], first.offset
+        for (_, _, of, _), place in zip(calls, column, strict=True):
+            if not place.in_arena or of is not arena or place.offset != end or place.ref.shape[1:] != rest:
+                found.append(None)
+                break
+            end += place.ref.nbytes
+        else:
+            rows = sum(place.ref.shape[0] for place in column)
+            found.append(tensor_at(first.ref.dtype, (rows, *rest), first.offset, arena) if arena is not None else None)
+    return found
+
+
+def _refuse(order: Order, e: BaseException) -> None:
+    order.reply(wire.pack_error(order.fields[4], as_failure(e, "model.failed", "the model raised")))
+
+
+def as_failure(e: BaseException, code: str, what: str) -> BedsitError:
+    """The error to report: short enough to travel, whatever was raised."""
+    # One of ours goes as it is; the tenant's code may raise our classes too, with anything in them.
+    with contextlib.suppress(Exception):
+        if isinstance(e, BedsitError) and CODES[e.code] is type(e) and len(wire.pack_error(0, e)) < _MAX_ERROR:
+            return e
+    with contextlib.suppress(Exception):  # the tenant's code may have closed it
+        traceback.print_exc()  # into the tenant's own log
+    try:
+        text = f"{what}: {type(e).__name__}: {e}"[:_MAX_MESSAGE]
+    except Exception:  # noqa: BLE001 - its __str__ raises
+        text = f"{what}: {type(e).__name__}"
+    return error(code, text.encode(errors="replace").decode(), "the traceback is in `bedsit logs`")

@@ -1,0 +1,177 @@
+"""Dispatch: which batch goes to which worker now, and what it cost.
+
+Without a gate every worker that has room is given work: the kernel shares the cores, by the tenants' weights. With a
+gate (a slice on which only so many batches may run at once) tenants take turns, in the order of the fair queue.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
+
+from bedsit.supervisor.router.gate import Gate
+from bedsit.supervisor.router.lines import Line
+from bedsit.supervisor.router.loop import Loop
+from bedsit.supervisor.router.requests import Batch, Request
+from bedsit.supervisor.router.slots import SlotLink
+from bedsit.supervisor.router.tenants import Tenant
+
+_HALF: Final = 2
+_clock = time.monotonic_ns
+
+
+class Dispatch:
+    """Moves requests from lines to workers. *expire* gets each request whose deadline passed while it waited."""
+
+    def __init__(self, loop: Loop, expire: Callable[[Request], None]) -> None:
+        self._loop = loop
+        self._expire = expire
+        self._gate: Gate | None = None
+        self._tenants: dict[str, Tenant] = {}
+        self.gated = False  # whether only so many batches may run at once
+
+    def set_parallel(self, parallel: int) -> None:
+        """Let so many batches run at once on this box; 0: as many as the workers take."""
+        if parallel == (self._gate.parallel if self._gate is not None else 0):
+            return
+        if self._gate is not None:
+            self._gate.close()
+        self._gate = Gate(parallel, self._loop, self._tenants, self._send_next) if parallel else None
+        self.gated = self._gate is not None
+        if self._gate is not None:
+            for tenant in self._tenants.values():
+                self._gate.add(tenant)
+            self._gate.update(list(self._tenants.values()))
+
+    def add(self, tenant: Tenant) -> None:
+        """A tenant that may have work."""
+        self._tenants[tenant.view.name] = tenant
+        if self._gate is not None:
+            self._gate.add(tenant)
+
+    def update(self, tenants: Iterable[Tenant]) -> None:
+        """Weights, classes or shares of these may be others."""
+        if self._gate is not None:
+            self._gate.update(list(tenants))
+
+    def remove(self, tenant: Tenant) -> None:
+        """It is gone."""
+        self._tenants.pop(tenant.view.name, None)
+        if self._gate is not None:
+            self._gate.remove(tenant)
+
+    def pump(self, tenant: Tenant) -> None:
+        """Dispatch what can be, for this tenant, or for whose turn it is."""
+        if self._gate is not None:
+            self._gate.pump(tenant)
+        elif tenant.waiting:
+            while self._send_next(tenant, tenant.max_inflight) is not None:
+                pass
+        if tenant.held_off and tenant.queued * _HALF <= tenant.queue_max:
+            tenant.held_off = False
+            tenant.ingress.resume()
+
+    def send_now(self, tenant: Tenant, request: Request) -> bool:
+        """Dispatch a request that has just come, if nothing is before it and a worker has room; False else.
+
+        What a queue of one and a batch of one would come to, without them.
+        """
+        line = request.line
+        if (
+            tenant.queued
+            or line.is_batched
+            or self.gated
+            or 0 < tenant.concurrency_max <= tenant.in_flight
+            or 0 < line.concurrency_max <= line.in_flight
+        ):
+            return False
+        slot = _pick(line, tenant.max_inflight)
+        if slot is None:
+            return False
+        line.in_flight += 1
+        tenant.in_flight += 1
+        slot.send_one(request, request.arrived_ns)
+        return True
+
+    def answered(self, request: Request, slot: SlotLink) -> None:
+        """A worker has answered. A batch is charged when it has answered all of it.
+
+        The charge is the time from when the worker was free for it to now, by this process's own clock.
+        """
+        line = request.line
+        tenant = request.session.tenant
+        line.in_flight -= 1
+        tenant.in_flight -= 1
+        request.slot = None
+        batch = request.batch
+        requests = 1
+        if batch is not None:
+            batch.left -= 1
+            if batch.left:
+                return
+            requests = len(batch.requests)
+        now_ns = _clock()
+        cost_ns = now_ns - max(request.sent_ns, slot.free_ns)
+        slot.free_ns = now_ns
+        slot.batches -= 1
+        line.measure(requests, cost_ns)
+        tenant.busy_ns += cost_ns
+        if batch is not None and batch.gate is not None:
+            batch.gate.settle(batch, tenant, cost_ns, now_ns)
+
+    def abandon(self, orphans: Iterable[Request], slot: SlotLink) -> None:
+        """These were in flight at a worker that is gone: what it had of them is charged."""
+        for request in orphans:
+            self.answered(request, slot)
+            request.batch = None
+
+    def _send_next(self, tenant: Tenant, at_once: int) -> Batch | None:
+        """Dispatch the tenant's next batch to a worker that has fewer than *at_once*; None when there is none."""
+        for line in _in_order(tenant):
+            while line.queued and not line.is_held() and not 0 < tenant.concurrency_max <= tenant.in_flight:
+                slot = _pick(line, at_once)
+                if slot is None or line.is_forming(slot.batches):
+                    break
+                now_ns = _clock()
+                ripe_ns = line.ripe_ns(now_ns, idle=slot.batches == 0)
+                if ripe_ns:
+                    self._look_later(tenant, line, ripe_ns, now_ns)
+                    break
+                requests = [request for request in tenant.take(line) if not self._is_late(request, now_ns)]
+                if requests:
+                    batch = Batch(line, slot, requests)
+                    line.in_flight += len(requests)
+                    tenant.in_flight += len(requests)
+                    slot.send_batch(batch, now_ns)
+                    return batch
+        return None
+
+    def _is_late(self, request: Request, now_ns: int) -> bool:
+        if 0 < request.deadline_ns <= now_ns:
+            self._expire(request)
+            return True
+        return False
+
+    def _look_later(self, tenant: Tenant, line: Line, ripe_ns: int, now_ns: int) -> None:
+        if line.looked_for_ns != ripe_ns:
+            line.looked_for_ns = ripe_ns
+            self._loop.later((ripe_ns - now_ns) / 1e9, partial(self.pump, tenant))
+
+
+def _in_order(tenant: Tenant) -> Iterable[Line]:
+    """Lines with something in them: by the priority of what is first there, then by how long it has waited."""
+    if len(tenant.waiting) < _HALF:
+        return list(tenant.waiting)
+    heads = [(line, head) for line in tenant.waiting if (head := line.head()) is not None]
+    heads.sort(key=lambda pair: (-pair[1].priority, pair[1].arrived_ns))
+    return [line for line, _ in heads]
+
+
+def _pick(line: Line, at_once: int) -> SlotLink | None:
+    """The worker with the fewest batches, if it has fewer than *at_once*."""
+    best = None
+    least = at_once
+    for slot in line.slots:
+        if slot.batches < least:
+            best, least = slot, slot.batches
+    return best

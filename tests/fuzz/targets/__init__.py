@@ -1,0 +1,1 @@
+"""One file, one target: ``TestOneInput``, and ``seeds`` that a run without a corpus starts from."""
