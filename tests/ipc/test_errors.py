@@ -1,5 +1,6 @@
 """The error tree: stable codes, exit codes, and reading errors that a peer made up."""
 
+from copy import copy
 from typing import Any
 
 import msgpack
@@ -43,6 +44,17 @@ def test_an_error_survives_the_wire(code: str) -> None:
     assert type(got) is CODES[code]
     assert (got.code, got.message, got.hint, got.detail) == (code, "what", "do this", {"needed": {"y": 8}})
     assert str(got) == f"{code}: what (do this)"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_copy_is_the_same_error_without_its_traceback(code: str) -> None:
+    """Many callers that fail for one reason each raise one of their own."""
+    try:
+        raise error(code, "what", "do this", needed=[8])
+    except BedsitError as e:
+        made = copy(e)
+        assert (type(made), made.args, str(made), made.detail) == (type(e), e.args, str(e), e.detail)
+        assert made.__traceback__ is None
 
 
 def test_a_code_of_a_newer_version_is_kept() -> None:
