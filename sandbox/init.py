@@ -30,6 +30,7 @@ from bedsit.sandbox.refusals import Refusals
 
 PROTOCOL: Final = 3
 LINGER_S: Final = 30.0
+_HUNG_UP_S: Final = 1.0  # from a worker's last word to its end, or else the slot's: nobody could hear from it any more
 MAX_FDS: Final = 250  # the kernel's own limit is 253 (SCM_MAX_FD)
 MAX_WORKER_PACKET: Final = 64 << 10
 BACKLOG: Final = 64
@@ -184,6 +185,7 @@ class _Init:
             if not self._on_control():
                 break
         self._status = status
+        self._leave_at = None
         for connection in self._listeners():
             self._tell_end(connection)
 
@@ -219,6 +221,8 @@ class _Init:
             body = None
         if body is None:
             self._control.close()
+            if self._status is None:
+                self._leave_at = time.monotonic() + _HUNG_UP_S
             return False
         self._packets.take(1)
         if 0 < len(body) <= MAX_WORKER_PACKET:

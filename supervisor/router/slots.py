@@ -11,6 +11,7 @@ ZeroMQ lane could it: that one is used for an arena after the worker has acknowl
 import contextlib
 import itertools
 import os
+import secrets
 import socket
 import struct
 from collections import deque
@@ -77,7 +78,7 @@ class SlotLink:
         self._loop = loop
         self._on_answer, self._on_ready, self._on_lost = on_answer, on_ready, on_lost
         self._on_misbehaved = on_misbehaved
-        self._rids = itertools.count(1)
+        self._rids = itertools.count(_first_rid())
         self._closed = False
         self._said_ready = False
         self._resting = False
@@ -390,6 +391,11 @@ class SlotLink:
         if self.misbehaved & (self.misbehaved - 1) == 0:  # 1, 2, 4, 8 ...: a flood must not become a log flood
             _log.warning("worker misbehaved", slot=self.view.id, what=what, count=self.misbehaved)
             self._on_misbehaved(self)
+
+
+def _first_rid() -> int:
+    """Where a router's numbers for requests begin: no late answer to the router before it fits one of its own."""
+    return 1 + secrets.randbelow(1 << 62)
 
 
 def _listen(path: Path) -> socket.socket:

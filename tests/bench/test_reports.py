@@ -13,7 +13,7 @@ TARGETS = {"inprocess", "zmq_one_hop", "zmq_two_hop", "packet_two_hop", "bedsit_
 KEYS = {
     "overhead": TARGETS
     | {"zmq_ratio_p50", "zmq_ratio_rps_16", "fast_ratio_p50", "fast_ratio_rps_16", "fast_over_packet_p50"}
-    | {"router_cpu_us_per_request"},
+    | {"router_cpu_us_per_request", "one_core"},
     "coldstart": {"steps_ms", "slot_ready_ms", "straight_line_ms", "ratio_to_straight_line", "activation_ms"}
     | {"fork_to_ready_ms", "clone_ms", "cgroup_step_ms", "fresh_interpreter_ms", "peers"},
     "density": {"tenants", "pss_mib", "mem_available_drop_mib", "per_tenant_mib", "fresh_process_mib"}

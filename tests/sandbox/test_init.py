@@ -4,11 +4,15 @@ import dataclasses
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bedsit.ipc import seqpacket
+from bedsit.sandbox.init import PROTOCOL
 from tests_support.slots import LIMITS, wait_until
 
 Receive = Callable[[socket.socket], dict[str, Any]]
@@ -45,7 +49,7 @@ def test_it_introduces_itself(slot: Any) -> None:
         answer = hello(sock)
         assert answer["slot"] == slot.id
         assert answer["nonce"] == ""
-        assert (answer["state"], answer["status"], answer["protocol"]) == ("blank", None, 2)
+        assert (answer["state"], answer["status"], answer["protocol"]) == ("blank", None, PROTOCOL)
         assign(sock, "")
     with slot.connect() as sock:
         assert hello(sock)["state"] == "assigned"
@@ -236,6 +240,27 @@ control.send(b"started")
         while (message := receive(sock))["op"] != "exited":
             assert message["op"] == "worker"
         assert message["status"] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", ["control.send(b'')", "control.close()"], ids=["empty", "closed"])
+def test_a_worker_that_hangs_up_loses_its_slot(slot: Any, how: str) -> None:
+    """It could report nothing more, so nobody waits for it: without an end of its own, all of the slot ends."""
+    pidfd, worker = os.pidfd_open(slot.pid), os.pidfd_open(slot.worker)
+    with slot.connect() as sock:
+        assign(sock, f"import time\n{how}\ntime.sleep(3600)")
+        assert seqpacket.recv_packet(sock) == (None, [])
+    wait_for(worker)
+    wait_for(pidfd)
+
+
+def test_a_worker_that_hangs_up_and_ends_is_told_of(slot: Any) -> None:
+    """Its own status is what the daemon hears, whenever it comes."""
+    with slot.connect() as sock:
+        assign(sock, "import os, time\ncontrol.close()\ntime.sleep(0.1)\nos._exit(7)")
+        assert receive(sock) == {"op": "exited", "status": 7 << 8}
+    time.sleep(1.5)
+    with slot.connect() as late:
+        assert hello(late)["status"] == 7 << 8
 
 
 def test_sigterm_ends_the_slot(slot: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import bedsit
+from bedsit.sandbox.zygote import PROTOCOL
 from tests_support.marks import NUMBERS
 
 
@@ -33,7 +34,7 @@ def test_it_says_who_it_is(box: Any) -> None:
         "pid": zygote.process.pid,
         "version": bedsit.__version__,
         "forks": 0,
-        "protocol": 2,
+        "protocol": PROTOCOL,
     }
     assert zygote.path.stat().st_mode & 0o777 == 0o700 & ~0o077
     slot = box.spawn(zygote)

@@ -28,6 +28,7 @@ PIDFD_GETFD = 438
 ZYGOTE = """
 import os, signal, socket, sys
 from bedsit.ipc.seqpacket import recv_packet, send_packet
+from bedsit.supervisor.zygote import PROTOCOL
 
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind(sys.argv[1])
@@ -36,7 +37,7 @@ print("ready", flush=True)
 peer, _ = listener.accept()
 if sys.argv[2] == "greets":
     recv_packet(peer)
-    hello = {"ok": True, "generation": 1, "pid": 1, "version": "x", "forks": 0, "protocol": 2}
+    hello = {"ok": True, "generation": 1, "pid": 1, "version": "x", "forks": 0, "protocol": PROTOCOL}
     send_packet(peer, hello)
 if len(sys.argv) > 3:
     recv_packet(peer)

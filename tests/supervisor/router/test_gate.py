@@ -64,11 +64,11 @@ def test_the_time_of_workers_is_shared_by_weight(plane: Any, gated: Any) -> None
     for name, weight in weights.items():
         plane.change(name, weight=weight)
     before = {name: plane.stats(name)["busy_us"] for name in gated}
+    began = time.monotonic()
     for ident in range(60):
         for _, session in gated.values():
             session.lane.send(session.request(ident))
     longest_us = dict.fromkeys(gated, 0.0)
-    began = time.monotonic()
     for _ in range(60):
         name = _find_next(plane, gated)
         worker, session = gated[name]
