@@ -126,6 +126,8 @@ CODES: Final[Mapping[str, type[BedsitError]]] = {
     "model.load_failed": WorkerFailed,
     "model.moved": WrongState,
     "model.not_found": NotFound,
+    "model.quarantined": WrongState,
+    "model.timeout": WorkerFailed,
     "output.invalid": WorkerFailed,
     "output.too_small": InvalidRequest,
     "permission.denied": PermissionDenied,

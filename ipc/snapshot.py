@@ -10,7 +10,7 @@ import msgspec
 
 from bedsit.ipc.errors import error
 
-VERSION: Final = 2
+VERSION: Final = 3
 #: Nothing longer goes from the daemon to the router. A thousand tenants with ten small models each take 3 MiB.
 MAX_BYTES: Final = 64 << 20
 
@@ -30,6 +30,7 @@ class VersionView(msgspec.Struct, frozen=True, array_like=True):
 
     version: int
     manifest: bytes
+    quarantined: bool = False
 
 
 class ModelView(msgspec.Struct, frozen=True):
@@ -56,12 +57,12 @@ class TenantView(msgspec.Struct, frozen=True):
 
     *weight* is its part of the dispatch where that is scarce, beside the others' weights; *min_share* (0 to 1) a part
     that it has in any case. *rate_per_s* requests are let in, and *burst* of them at once above that; workers have
-    *concurrency_max* of them at a time. Rate and concurrency are 0 for no limit.
+    *concurrency_max* of them at a time, and a call may run for *run_max_s*. Rate, concurrency and time: 0 is no limit.
     """
 
     name: str
     number: int
-    state: Literal["running", "stopped"]
+    state: Literal["running", "draining", "stopped"]
     keys: list[KeyView]
     arena_bytes: int
     queue_max: int
@@ -75,6 +76,7 @@ class TenantView(msgspec.Struct, frozen=True):
     burst: int = 1
     concurrency_max: int = 0
     queue_bytes_max: int = 16 << 20
+    run_max_s: float = 0.0
 
 
 class SlotView(msgspec.Struct, frozen=True):

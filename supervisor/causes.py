@@ -15,7 +15,7 @@ A tenant's death counts against it; that of a slot which was only being replaced
 import os
 import signal
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 CauseKind = Literal["exit", "signal", "seccomp", "oom", "pids", "timeout", "killed", "unknown"]
 
@@ -27,8 +27,16 @@ class Cause:
     kind: CauseKind
     text: str
 
+    @property
+    def is_orderly(self) -> bool:
+        """Whether the worker ended by itself and said that all was well."""
+        return self == _ORDERLY
+
     def __str__(self) -> str:
         return self.text
+
+
+_ORDERLY: Final = Cause("exit", "exit status 0")
 
 
 def classify(status: int | None, oom_kills: int, pids_denied: int, memory_bytes: int, pids_max: int) -> Cause:

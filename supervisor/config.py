@@ -16,6 +16,7 @@ from bedsit.ipc.errors import error
 from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
 from bedsit.supervisor.admission import Burst, Concurrency, QueueBytes, QueueLength, Rate, Sessions, Weight
+from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
 _UNITS: Final[Mapping[str, int]] = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -47,6 +48,19 @@ class TenantDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     burst: Burst = 1
     #: Requests that its workers have at once; 0 for no limit.
     concurrency_max: Concurrency = 0
+    #: After which deaths a slot is replaced, and after how many within how long it is given up; 0 for never.
+    restart: Restart = "permanent"
+    restarts_max: Restarts = 0
+    restart_period_s: Period = 600.0
+    #: Deaths in a row after which the model version that was running is taken out of use; 0 for never.
+    quarantine_after: Deaths = 3
+    #: Slots that it has at least and at most; without any it gets one with the first request.
+    min_slots: FewestSlots = 1
+    max_slots: MostSlots = 1
+    #: It has no more than min_slots after having been idle for so long; 0 for never.
+    idle_s: Idle = 0.0
+    #: A call that runs for longer ends its slot; 0 for no limit.
+    run_max_s: Run = 300.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +96,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_bytes: int = 8 << 20
     #: Largest artifact accepted.
     artifact_bytes: int = 64 << 30
+    #: With less memory than this free on the box, no slot is made in stock, and idle tenants have to go; 0: 5 % of it.
+    memory_reserve_bytes: int = 0
     #: Rows kept of ``bedsit events``.
     events_kept: int = 10_000
     log_level: str = "info"
@@ -184,6 +200,8 @@ def _check(config: Config) -> None:
     # What the router is told of a tenant has its range in its type.
     for key in ("memory_bytes", "cpus", "pids", "arena_bytes", "max_inflight"):
         require(f"tenant.{key}", "must be above 0", ok=getattr(config.tenant, key) > 0)
+    fewest, most = config.tenant.min_slots, config.tenant.max_slots
+    require("tenant.min_slots", "must not be above tenant.max_slots", ok=fewest <= most)
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")

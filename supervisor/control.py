@@ -39,6 +39,13 @@ class Traffic(msgspec.Struct, frozen=True):
     sessions: int = 0
 
 
+class Activity(msgspec.Struct, frozen=True, array_like=True):
+    """What one tenant has done: time of its workers in all, and what waits or runs as time of one worker."""
+
+    busy_us: int
+    backlog_us: int
+
+
 class _Hello(msgspec.Struct, tag_field="op", tag="hello"):
     pid: int
     version: str = ""
@@ -54,6 +61,17 @@ class _Drained(msgspec.Struct, tag_field="op", tag="drained"):
 
 class _Lost(msgspec.Struct, tag_field="op", tag="lost"):
     slot: str
+    ran: tuple[int, int] | None = None
+
+
+class _Hung(msgspec.Struct, tag_field="op", tag="hung"):
+    slot: str
+    ran: tuple[int, int] | None
+    after_s: float
+
+
+class _Activity(msgspec.Struct, tag_field="op", tag="activity"):
+    tenants: dict[str, Activity] = {}
 
 
 class _Wanted(msgspec.Struct, tag_field="op", tag="wanted"):
@@ -70,7 +88,7 @@ class _Stats(msgspec.Struct, tag_field="op", tag="stats"):
     pid: int = 0
 
 
-_Message = _Hello | _Ack | _Drained | _Lost | _Wanted | _Misbehaved | _Stats
+_Message = _Hello | _Ack | _Drained | _Lost | _Hung | _Wanted | _Misbehaved | _Stats | _Activity
 
 
 class Control:
@@ -89,6 +107,8 @@ class Control:
         self._news = asyncio.Condition()
         self._stats: dict[str, Traffic] = {}
         self._stats_count = 0
+        self._active: dict[str, Activity] = {}
+        self._active_count = 0
         self.router_pid: int | None = None
 
     async def open(self) -> None:
@@ -127,6 +147,15 @@ class Control:
         self._send(encode_frame({"op": "stats"}))
         fresh = await self._wait(lambda: self._stats_count > before or self._writer is None, timeout_s)
         return self._stats if fresh else {}
+
+    async def activity(self, timeout_s: float) -> dict[str, Activity] | None:
+        """What those tenants did that did anything since it was asked last; None when no router answers."""
+        if self._writer is None:
+            return None
+        before = self._active_count
+        self._send(encode_frame({"op": "activity"}))
+        fresh = await self._wait(lambda: self._active_count > before or self._writer is None, timeout_s)
+        return self._active if fresh and self._active_count > before else None
 
     async def wait_gone(self, timeout_s: float) -> bool:
         """Wait until no router is connected. False when it stays."""
@@ -199,15 +228,22 @@ class Control:
                 self._acked = serial
             case _Drained(slot):
                 self._feed(on.SlotDrained(slot))
-            case _Lost(slot):
-                self._feed(on.SlotLost(slot))
+            case _Lost(slot, ran):
+                self._feed(on.SlotLost(slot, ran))
+            case _Hung(slot, ran, after_s):
+                self._feed(on.SlotHung(slot, ran, f"a call of its model has not ended after {after_s:.1f} s"))
+            case _Wanted(tenant):
+                self._feed(on.TenantWanted(tenant))
             case _Misbehaved(slot, count):
                 if count & (count - 1) == 0:  # at powers of two: a worker cannot make us write at its own pace
                     self._events.add("slot.misbehaved", f"{count} malformed messages of its worker", slot=slot)
             case _Stats(tenants):
                 self._stats = tenants
                 self._stats_count += 1
-            case _Hello() | _Wanted():
+            case _Activity(active):
+                self._active = active
+                self._active_count += 1
+            case _Hello():
                 get_log().debug("router.said", message=str(message))
 
 

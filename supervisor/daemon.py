@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 import bedsit
@@ -37,6 +38,7 @@ from bedsit.supervisor.folders import (
 from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.meter import Look
 from bedsit.supervisor.notify import Notifier
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
@@ -67,6 +69,7 @@ class Daemon:
         self._finished = asyncio.Event()
         self._failure: BaseException | None = None
         self._desk: Desk
+        self._look: Look
 
     async def run(self, notifier: Notifier) -> None:
         """Come up, serve, go. Raises BedsitError before anything was changed when it cannot come up."""
@@ -84,8 +87,8 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            watchdog = loop.create_task(self._watch(notifier))
-            undo.callback(watchdog.cancel)
+            for task in (loop.create_task(self._watch(notifier)), loop.create_task(self._look.run())):
+                undo.callback(task.cancel)
             await self._leave.wait()
             notifier.tell("STOPPING=1")
             desk.events.add("daemon.stopped", "slots live on" if desk.house.slots else "no slot is left")
@@ -212,6 +215,7 @@ class Daemon:
         publisher = Publisher(config, folders, router_gid, registry, house, slots, control.send_snapshot)
         timers = Timers(lambda timer: self.feed(on.TimerFired(timer)))
         undo.callback(timers.stop_all)
+        look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
             events=events,
@@ -224,6 +228,8 @@ class Daemon:
             feed=self.feed,
             feed_next=self._feed_next,
             finish=self._finished.set,
+            find_room=partial(self._find_room, look),
+            wish_of=partial(wish_of, registry),
         )
         return Desk(
             config=config,
@@ -245,6 +251,10 @@ class Daemon:
             leave=self._leave.set,
             started_at=time.monotonic(),
         )
+
+    def _find_room(self, look: Look) -> None:
+        """Later: the lifecycle is being heard, and is not entered twice."""
+        asyncio.get_running_loop().call_soon(look.find_room, "somebody waits, and the box is full")
 
     async def _recover(self, desk: Desk) -> None:
         await desk.zygotes.find()

@@ -16,6 +16,7 @@ from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.operations import Operations
+from bedsit.supervisor.policy import Policy
 from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.registry import Registry, TenantRow
 from bedsit.supervisor.room import Room
@@ -73,9 +74,15 @@ class Desk:
 def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
     """A tenant's row as the lifecycle sees it."""
     models = tuple(
-        sorted((model.number, version.version) for model in registry.models(row.number) for version in model.versions)
+        sorted(
+            (model.number, version.version)
+            for model in registry.models(row.number)
+            for version in model.versions
+            if version.quarantined_at is None
+        )
     )
-    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile)
+    policy = Policy(**{name: getattr(row, name) for name in Policy.__dataclass_fields__})
+    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile, policy)
 
 
 def now_text() -> str:

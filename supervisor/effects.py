@@ -46,6 +46,9 @@ class Effects:
     feed: Callable[[on.Stimulus], None]
     feed_next: Callable[[on.Stimulus], None]
     finish: Callable[[], None]
+    #: Looks for tenants that may be parked; ends in RoomFound, if there are any.
+    find_room: Callable[[], None]
+    wish_of: Callable[[TenantRow], on.TenantSet]
     #: By tenant, model number and version.
     drafts: dict[tuple[str, int, int], Draft] = field(default_factory=dict)
 
@@ -78,6 +81,10 @@ class Effects:
                 self.events.add(kind, text, tenant, slot, cause.kind if cause else None)
             case do.CountRestart():
                 self._count(instruction)
+            case do.Quarantine():
+                self._quarantine(instruction)
+            case do.FindRoom():
+                self.find_room()
             case do.Finish():
                 self.finish()
             case _:
@@ -119,6 +126,19 @@ class Effects:
             self.feed_next(on.RollRefused(order.operation, e))
         else:
             self.feed_next(on.RollCommitted(order.operation))
+
+    def _quarantine(self, order: do.Quarantine) -> None:
+        number, version = order.place
+        try:
+            row = self.registry.tenant(order.tenant)
+            (model,) = [model for model in self.registry.models(row.number) if model.number == number]
+            fallback = self.registry.quarantine(row.number, number, version, self.events.now())
+        except (BedsitError, ValueError) as e:  # deleted meanwhile, or it cannot be written down: it goes on crashing
+            get_log().warning("quarantine.lost", tenant=order.tenant, error=str(e))
+            return
+        then = f"version {fallback} answers" if fallback is not None else "nothing answers for it"
+        self.events.add("model.quarantined", f"{model.name} version {version} {order.text}; {then}", order.tenant)
+        self.feed(self.wish_of(row))
 
     def _count(self, order: do.CountRestart) -> None:
         try:

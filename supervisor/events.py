@@ -23,6 +23,8 @@ Kind = Literal[
     "model.deleted",
     "model.deployed",
     "model.load_failed",
+    "model.quarantined",
+    "model.released",
     "router.connected",
     "router.lost",
     "slot.adopted",
@@ -36,8 +38,14 @@ Kind = Literal[
     "tenant.changed",
     "tenant.created",
     "tenant.deleted",
+    "tenant.evicted",
+    "tenant.given_up",
+    "tenant.parked",
+    "tenant.restarted",
+    "tenant.scaled",
     "tenant.started",
     "tenant.stopped",
+    "tenant.woken",
     "zygote.died",
     "zygote.retired",
     "zygote.started",
@@ -71,7 +79,7 @@ class Events:
         # NORMAL in WAL mode: consistent after a crash, but the last lines may be missing after a power cut.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._kept = kept
-        self._now = now
+        self.now = now
         self._feeds: set[asyncio.Queue[Happening]] = set()
         self._until_prune = 0
         self.lost = 0
@@ -84,7 +92,7 @@ class Events:
         self, kind: Kind, text: str, tenant: str | None = None, slot: str | None = None, cause: str | None = None
     ) -> None:
         """Write one event, log it, feed it to who follows. Never raises."""
-        at = self._now()
+        at = self.now()
         row = (at, kind, tenant, slot, cause, text)
         get_log().info(kind, text=text, tenant=tenant, slot=slot, cause=cause)
         try:

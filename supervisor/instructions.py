@@ -7,7 +7,8 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
-from bedsit.supervisor.stimuli import ModelSet, Timer
+from bedsit.supervisor.policy import ModelSet, Place
+from bedsit.supervisor.stimuli import Timer
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,20 @@ class CountRestart:
 
 
 @dataclass(frozen=True)
+class Quarantine:
+    """Take a model version out of use, and the one before it back into use; ends in TenantSet."""
+
+    tenant: str
+    place: Place
+    text: str
+
+
+@dataclass(frozen=True)
+class FindRoom:
+    """Somebody waits for a slot, and there is no room for one; ends in RoomFound."""
+
+
+@dataclass(frozen=True)
 class Finish:
     """No slot is left and none will come."""
 
@@ -128,5 +143,7 @@ Instruction = (
     | StopTimer
     | Tell
     | CountRestart
+    | Quarantine
+    | FindRoom
     | Finish
 )

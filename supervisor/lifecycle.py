@@ -5,15 +5,18 @@
 
 Guarantees, for any order of stimuli (held by tests/supervisor/test_lifecycle_properties.py):
   - a slot serves one tenant, once; two tenants never share one;
-  - a tenant has at most one slot that takes new requests, and a failed roll leaves the old one as it was;
-  - the pool is refilled, a dead slot is replaced, both with back-off; nothing is built after ShutDown;
+  - a tenant has no more slots that take new requests than its policy says, but for one while it is replaced: that is
+    there before the old one goes, and a failed roll leaves the old ones as they were;
+  - the pool is refilled, a dead slot is replaced as its tenant's policy says, both with back-off; nothing is built
+    after ShutDown;
+  - who waits in a full box gets the place of a tenant that may be parked, and nobody is parked who has just come;
   - when a zygote has forked enough, the next one replaces it and its blank slots, and the pool stays as full as it was;
   - every operation is answered exactly once; a slot stays known until its cgroup is empty.
 Assumes: a Commit is carried out before the next stimulus is handled.
 Why not coroutines per slot: the interesting bugs live between two awaits; here there is nothing between.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Literal, assert_never
 
 from bedsit.ipc.errors import BedsitError, error
@@ -22,6 +25,7 @@ from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
+from bedsit.supervisor.policy import Place
 from bedsit.supervisor.pool import plan_pool
 from bedsit.supervisor.rolls import judge_roll, judge_room
 from bedsit.supervisor.rotation import Rotation
@@ -31,11 +35,15 @@ from bedsit.supervisor.transitions import TRANSITIONS, InvalidTransition, SlotEv
 
 #: A slot that served this long has its tenant's failures forgiven, and a zygote that lived this long those before it.
 HEALTHY_AFTER_S: Final = 60.0
+#: A slot that served this long may be parked: whoever came back a moment ago is not sent away again.
+SETTLED_AFTER_S: Final = 10.0
+#: Somebody who waits for room asks for it again after so long.
+ROOM_AGAIN_S: Final = 0.25
 #: A worker that closed its socket may take this long to be seen dead before it is killed.
 LOST_GRACE_S: Final = 0.25
 _SEE_EVENTS: Final = "see: bedsit events"
 _SEE_WALLS: Final = "what this box lacks, and how to mend it: bedsit doctor"
-_SLOT_TIMERS: Final[tuple[on.TimerKind, ...]] = ("load", "drain", "lost")
+_SLOT_TIMERS: Final[tuple[on.TimerKind, ...]] = ("load", "drain", "lost", "settled")
 
 
 class House:
@@ -53,6 +61,8 @@ class House:
         self._pool_resting = False
         #: Why the last slot of a profile was refused, and where to read on.
         self._refusals: dict[Profile, tuple[str, str]] = {}
+        self._memory_is_tight = False
+        self._room_asked = False
         #: Who waits for a blank slot, first come first served: ("tenant", name) or ("roll", operation).
         self._waiting: dict[tuple[Literal["tenant", "roll"], str], Tenant] = {}
         self._out: list[do.Instruction] = []
@@ -77,9 +87,11 @@ class House:
             return "stopped"
         if not tenant.models:
             return "empty"
-        if tenant.slot and self.slots[tenant.slot].state == "serving":
+        if tenant.serving:
             return "running"
-        return "failed" if tenant.resting else "starting"
+        if tenant.resting or tenant.given_up:
+            return "failed"
+        return "starting" if tenant.wanted else "parked"
 
     def explain_wait(self, tenant: Tenant) -> tuple[str, str]:
         """Why no blank slot is *tenant*'s, as the end of a sentence, and where to read on."""
@@ -109,6 +121,16 @@ class House:
                 self._set_tenant(stimulus)
             case on.TenantGone(tenant):
                 self._remove_tenant(tenant)
+            case on.TenantWanted(tenant):
+                self._wake(self.tenants.get(tenant))
+            case on.TenantIdle(tenant):
+                self._park(self.tenants.get(tenant))
+            case on.TenantLoad(tenant, slots):
+                self._scale(self.tenants.get(tenant), slots)
+            case on.RoomFound(tenants, why):
+                self._make_room(tenants, why)
+            case on.MemoryTight(is_tight):
+                self._memory_is_tight = is_tight
             case on.RollAsked():
                 self._ask_roll(stimulus)
             case on.RollCommitted(operation):
@@ -134,11 +156,22 @@ class House:
                 self._refuse(slot, why)
             case on.ModelsLoaded():
                 self._loaded(slot)
-            case on.LoadFailed(error=why):
+            case on.LoadFailed(error=why, blame=blame):
+                slot.blame = blame
                 self._load_failed(slot, why)
-            case on.SlotDied(cause=cause):
+            case on.SlotDied(cause=cause, loads=loads):
+                slot.blame = slot.blame or loads
                 self._died(slot, "died", cause)
-            case on.SlotLost():
+            case on.SlotHung(blame=blame, text=text):
+                slot.blame = blame
+                if slot.state in ("serving", "draining"):
+                    self._died(slot, "hung", Cause("timeout", text))
+            case on.SlotLost(blame=blame):
+                slot.blame = slot.blame or blame
+                tenant = self.tenants.get(slot.tenant or "")
+                if slot.is_unexplained and tenant is not None:  # the kernel was faster than the router
+                    slot.is_unexplained = False
+                    self._blame(tenant, blame)
                 if slot.state in ("loading", "serving", "draining"):
                     self._out.append(do.SetTimer(Timer("lost", slot.id), LOST_GRACE_S))
             case on.SlotDrained():
@@ -175,6 +208,15 @@ class House:
             case "healthy":
                 if tenant:
                     tenant.failures = 0
+                    tenant.blames.clear()
+            case "period":
+                if tenant:
+                    tenant.deaths = 0
+            case "settled":
+                if slot:
+                    slot.settled = True
+            case "room":
+                self._room_asked = False
             case "pool":
                 self._pool_resting = False
             case "zygote":
@@ -187,19 +229,20 @@ class House:
     # -- tenants ------------------------------------------------------------------------------------------------------
 
     def _set_tenant(self, wish: on.TenantSet) -> None:
-        tenant = self.tenants.setdefault(wish.tenant, Tenant(wish.tenant))
+        tenant = self.tenants.setdefault(wish.tenant, Tenant(wish.tenant, running=False))
         if wish.profile != tenant.profile:
             self._drop_roll(tenant, error("tenant.busy", f"the profile of tenant {tenant.name!r} was changed"))
+        starts = wish.running and not tenant.running and self._phase != "recovering"
         tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
-        tenant.profile, tenant.failures = wish.profile, 0
-        self._wake(tenant)
+        tenant.profile, tenant.policy = wish.profile, wish.policy
+        tenant.target = tenant.clamp(max(tenant.target, int(starts)))
+        self._forgive(tenant)
         if not tenant.running:
+            tenant.target = 0
             stopped = error("tenant.stopped", f"tenant {tenant.name!r} was stopped")
             self._drop_roll(tenant, stopped)
-        slot = self._slot_of(tenant)
-        if slot and not tenant.fits(slot):
-            tenant.slot = None
-            self._supersede(slot)
+        for slot in tenant.crew.values():
+            slot.stale |= not tenant.fits(slot)
         self._dirty = True
 
     def _remove_tenant(self, name: str) -> None:
@@ -207,7 +250,7 @@ class House:
         if tenant is None:
             return
         self._waiting.pop(("tenant", name), None)
-        self._wake(tenant)
+        self._forgive(tenant)
         self._out.append(do.StopTimer(Timer("healthy", name)))
         self._drop_roll(tenant, error("tenant.not_found", f"tenant {name!r} was deleted"))
         for slot in list(self.slots.values()):
@@ -215,21 +258,56 @@ class House:
                 self._end(slot, "abandoned")
         self._dirty = True
 
-    def _wake(self, tenant: Tenant) -> None:
-        """No rest any more: a restart may come at once."""
+    def _forgive(self, tenant: Tenant) -> None:
+        """Start anew with it: no rest any more, a restart may come at once."""
+        tenant.failures = tenant.deaths = 0
+        tenant.blames.clear()
+        tenant.given_up = False
+        self._out.append(do.StopTimer(Timer("period", tenant.name)))
         if tenant.resting:
             tenant.resting = False
             self._out.append(do.StopTimer(Timer("restart", tenant.name)))
 
-    def _slot_of(self, tenant: Tenant) -> Slot | None:
-        return self.slots[tenant.slot] if tenant.slot else None
+    # -- coming and going ---------------------------------------------------------------------------------------------
+
+    def _wake(self, tenant: Tenant | None) -> None:
+        if tenant is not None and tenant.running and tenant.models and not tenant.target:
+            tenant.target = tenant.clamp(1)
+            self._note("tenant.woken", "a request came", tenant)
+
+    def _park(self, tenant: Tenant | None) -> None:
+        """Nobody asks for it: as few slots as its policy allows."""
+        if tenant is None or tenant.roll is not None or tenant.target <= tenant.policy.min_slots:
+            return
+        if tenant.policy.min_slots == 0 and not tenant.can_park:
+            return
+        tenant.target = tenant.policy.min_slots
+        self._note("tenant.parked", f"idle; {tenant.target} slots are kept", tenant)
+
+    def _scale(self, tenant: Tenant | None, slots: int) -> None:
+        if tenant is None or not tenant.target:
+            return
+        target = tenant.clamp(max(1, slots))
+        if target == tenant.target or (target < tenant.target and not all(slot.settled for slot in tenant.serving)):
+            return
+        self._note("tenant.scaled", f"from {tenant.target} slots to {target}", tenant)
+        tenant.target = target
+
+    def _make_room(self, names: Sequence[str], why: str) -> None:
+        """Park the first that may be. One at a time: what its slot leaves behind may do."""
+        for name in names:
+            tenant = self.tenants.get(name)
+            if tenant is not None and tenant.can_park:
+                tenant.target = 0
+                self._note("tenant.evicted", f"until somebody asks for it: {why}", tenant)
+                return
 
     # -- rolls --------------------------------------------------------------------------------------------------------
 
     def _ask_roll(self, ask: on.RollAsked) -> None:
         tenant = self.tenants.get(ask.tenant)
         refusal = judge_roll(tenant, ask, is_open=self._phase == "open") or judge_room(
-            ask, self.slots.values(), len(self._waiting), self._limits
+            ask, self.slots.values(), len(self._waiting), self._limits, self.tenants.values()
         )
         if tenant is None or refusal is not None:
             self._answers.append(do.Answer(ask.operation, refusal))
@@ -247,13 +325,15 @@ class House:
             return
         roll, tenant.roll = tenant.roll, None
         self._out.append(do.StopTimer(Timer("roll", operation)))
-        old, tenant.slot = self._slot_of(tenant), roll.slot
-        tenant.models, tenant.failures = roll.models, 0
-        self._wake(tenant)
+        tenant.models = roll.models
+        self._forgive(tenant)
+        for slot in tenant.crew.values():
+            slot.stale = True
         if roll.slot:
-            self._promote(self.slots[roll.slot], tenant)
-        if old:
-            self._supersede(old)
+            slot = self.slots[roll.slot]
+            tenant.crew[slot.id] = slot
+            tenant.target = tenant.clamp(max(1, tenant.target))
+            self._promote(slot, tenant)
         self._answers.append(do.Answer(operation, None))
         self._dirty = True
 
@@ -323,10 +403,10 @@ class House:
             self._end(slot, "abandoned")
         elif slot.state == "draining":
             self._out.append(do.SetTimer(Timer("drain", slot.id), self._limits.drain_timeout_s))
-        elif tenant.slot is not None or not tenant.fits(slot):
-            self._supersede(slot)
         else:
-            tenant.slot = slot.id
+            slot.stale, slot.settled = not tenant.fits(slot), slot.state == "serving"
+            tenant.crew[slot.id] = slot
+            tenant.target = tenant.clamp(max(tenant.target, len(tenant.fresh), 1)) if tenant.running else 0
             if slot.state == "loading":
                 self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
 
@@ -346,11 +426,13 @@ class House:
             do.StopTimer(Timer("load", slot.id)),
             do.Record(slot.id, "serving"),
             do.SetTimer(Timer("healthy", tenant.name), HEALTHY_AFTER_S),
+            do.SetTimer(Timer("settled", slot.id), SETTLED_AFTER_S),
         ]
         self._dirty = True
 
     def _supersede(self, slot: Slot) -> None:
-        """Let a slot finish what it has; one that still loads has nothing."""
+        """Let a slot of a crew finish what it has; one that still loads has nothing."""
+        self._leave_crew(slot)
         if slot.state == "serving" and self._move(slot, "superseded"):
             self._out += [
                 do.Record(slot.id, "draining"),
@@ -381,24 +463,54 @@ class House:
             hint = "raise the tenant's memory limit" if cause.kind == "oom" else "see: bedsit logs"
             crashed = error("worker.crashed", f"the worker ended while loading: {cause.text}", hint, cause=cause.kind)
             self._fail_roll(slot.operation, crashed)
-        elif tenant.slot == slot.id:
-            self._restart(tenant, cause)
+        elif slot.id in tenant.crew:
+            self._restart(tenant, slot, cause)
 
-    def _restart(self, tenant: Tenant, cause: Cause) -> None:
-        tenant.slot = None
+    def _restart(self, tenant: Tenant, slot: Slot, cause: Cause) -> None:
+        del tenant.crew[slot.id]
         tenant.cause = cause
         tenant.failures += 1
+        tenant.deaths += 1
         self._out.append(do.StopTimer(Timer("healthy", tenant.name)))
         self._out.append(do.CountRestart(tenant.name, cause))
+        policy = tenant.policy
+        if tenant.deaths == 1:
+            self._out.append(do.SetTimer(Timer("period", tenant.name), policy.restart_period_s))
+        if policy.restart == "temporary" or (policy.restart == "transient" and cause.is_orderly):
+            self._give_up(tenant, f"its restart policy is {policy.restart}, and it ended: {cause.text}")
+        elif 0 < policy.restarts_max < tenant.deaths:
+            self._give_up(tenant, f"{tenant.deaths} deaths within {policy.restart_period_s:g} s")
+        else:
+            self._rest(tenant)
+            self._blame(tenant, slot.blame)
+            slot.is_unexplained = slot.blame is None
+
+    def _give_up(self, tenant: Tenant, why: str) -> None:
+        tenant.given_up = True
+        self._note("tenant.given_up", f"{why}; it starts again with: bedsit tenant start {tenant.name}", tenant)
+
+    def _rest(self, tenant: Tenant) -> None:
         delay_s = backoff_s(tenant.failures)
         if delay_s:
             tenant.resting = True
             self._out.append(do.SetTimer(Timer("restart", tenant.name), delay_s))
 
+    def _blame(self, tenant: Tenant, place: Place | None) -> None:
+        """Count what was running. What ran at every one of so many deaths in a row is taken out of use."""
+        if place is None or place not in tenant.models or not tenant.policy.quarantine_after:
+            return
+        tenant.blames[place] += 1
+        if tenant.blames[place] >= tenant.policy.quarantine_after:
+            del tenant.blames[place]
+            text = f"was running at {tenant.policy.quarantine_after} deaths in a row"
+            self._out.append(do.Quarantine(tenant.name, place, text))
+
     def _end(self, slot: Slot, event: SlotEvent) -> bool:
         """Move a slot to dying. False: the table says that this is no news."""
         if not self._move(slot, event):
             return False
+        if event in ("superseded", "abandoned"):
+            self._leave_crew(slot)
         self._out += [do.StopTimer(Timer(kind, slot.id)) for kind in _SLOT_TIMERS]
         self._out.append(do.DestroySlot(slot.id))
         self._dirty |= slot.tenant is not None
@@ -457,7 +569,6 @@ class House:
         closing = error("daemon.unavailable", "the daemon is going down with all its slots")
         for tenant in self.tenants.values():
             self._drop_roll(tenant, closing)
-            tenant.slot = None
         self._waiting.clear()
         for slot in list(self.slots.values()):
             self._end(slot, "abandoned")
@@ -470,38 +581,54 @@ class House:
         if self._phase != "open":
             return
         for tenant in self.tenants.values():
-            if tenant.running and tenant.models and tenant.slot is None and not tenant.resting:
+            if tenant.crew:
+                for slot in tenant.surplus:
+                    self._supersede(slot)
+            if tenant.target and tenant.missing:
                 self._waiting.setdefault(("tenant", tenant.name), tenant)
             else:
                 self._waiting.pop(("tenant", tenant.name), None)
         for (kind, _), tenant in list(self._waiting.items()):
-            self._assign(kind, tenant)
+            while self._assign(kind, tenant) and kind == "tenant" and tenant.missing:
+                pass
         self._fill_pool()
+        self._ask_for_room()
         if self.rotation.needs_start:
             self.rotation.starting = True
             self._out.append(do.StartZygote())
 
-    def _assign(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> None:
+    def _ask_for_room(self) -> None:
+        """Where somebody waits, the box is full, and nobody is about to leave."""
+        ends = any(slot.state in ("building", "dying", "draining") for slot in self.slots.values())
+        if self._waiting and not ends and len(self.slots) >= self._limits.max_slots and not self._room_asked:
+            self._room_asked = True
+            self._out += [do.FindRoom(), do.SetTimer(Timer("room"), ROOM_AGAIN_S)]
+
+    def _assign(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> bool:
         fit = (s for s in self.slots.values() if s.state == "blank" and tenant.takes(s))
         slot = max(fit, key=lambda s: s.generation, default=None)
         if slot is None:
-            return
+            return False
         self._move(slot, "taken")
         slot.tenant = tenant.name
         if kind == "roll" and tenant.roll:
             del self._waiting["roll", tenant.roll.operation]
             slot.models, slot.operation, tenant.roll.slot = tenant.roll.models, tenant.roll.operation, slot.id
         else:
-            del self._waiting["tenant", tenant.name]
-            slot.models, tenant.slot = tenant.models, slot.id
+            slot.models, tenant.crew[slot.id] = tenant.models, slot
+            if not tenant.missing:
+                del self._waiting["tenant", tenant.name]
             self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
         self._out.append(do.AssignSlot(slot.id, tenant.name, slot.models))
         self._dirty = True
+        return True
 
     def _fill_pool(self) -> None:
         if self.rotation.current is None or self._pool_resting:
             return
-        plan = plan_pool(self.slots.values(), self._waiting.values(), self._limits, self.rotation.oldest_kept)
+        asked = [t for (kind, _), t in self._waiting.items() for _ in range(t.missing if kind == "tenant" else 1)]
+        stock = 0 if self._memory_is_tight else self._limits.pool_size
+        plan = plan_pool(self.slots.values(), asked, self._limits, self.rotation.oldest_kept, stock)
         for slot in plan.end:
             self._end(slot, "abandoned")
         for profile in plan.build:
@@ -509,6 +636,14 @@ class House:
             self.slots[slot.id] = slot
             self.rotation.forks += 1
             self._out.append(do.BuildSlot(slot.id, profile))
+
+    def _leave_crew(self, slot: Slot) -> None:
+        tenant = self.tenants.get(slot.tenant or "")
+        if tenant is not None:
+            tenant.crew.pop(slot.id, None)
+
+    def _note(self, kind: Kind, text: str, tenant: Tenant) -> None:
+        self._out.append(do.Tell(kind, text, tenant.name))
 
     def _tell(self, kind: Kind, text: str, slot: Slot | None = None, cause: Cause | None = None) -> None:
         tenant, name = (slot.tenant, slot.id) if slot else (None, None)

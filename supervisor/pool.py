@@ -19,15 +19,20 @@ class Plan:
     build: list[Profile] = field(default_factory=list)
 
 
-def plan_pool(slots: Collection[Slot], waiting: Collection[Tenant], limits: Limits, oldest_kept: int) -> Plan:
-    """What to do so that everybody who waits gets a slot and the pool is full, within `max_slots`.
+def plan_pool(
+    slots: Collection[Slot], waiting: Collection[Tenant], limits: Limits, oldest_kept: int, stock: int
+) -> Plan:
+    """What to do so that everybody who waits gets a slot and *stock* blank ones are kept, within `max_slots`.
+
+    A tenant is among the *waiting* once for each slot that it waits for.
 
     Blank slots of generations before *oldest_kept* are replaced one by one, the new one first. In a full box it
     is the old one that goes first, when nobody waits.
     """
     plan = Plan()
     for profile in PROFILES:
-        _plan_profile(plan, profile, slots, sum(t.profile == profile for t in waiting), limits, oldest_kept)
+        kept = stock if profile == "standard" else 0
+        _plan_profile(plan, profile, slots, sum(t.profile == profile for t in waiting), kept, oldest_kept)
     plan.build.sort(key=lambda profile: profile == "standard")  # the pool can wait; the others are waited for
     room = limits.max_slots - len(slots)
     ordered = sum(profile != "standard" for profile in plan.build)
@@ -41,13 +46,12 @@ def plan_pool(slots: Collection[Slot], waiting: Collection[Tenant], limits: Limi
 
 
 def _plan_profile(
-    plan: Plan, profile: Profile, slots: Collection[Slot], asked: int, limits: Limits, oldest_kept: int
+    plan: Plan, profile: Profile, slots: Collection[Slot], asked: int, kept: int, oldest_kept: int
 ) -> None:
-    kept = limits.pool_size if profile == "standard" else 0
     blank = [slot for slot in slots if slot.state == "blank" and slot.profile == profile]
     building = sum(slot.state == "building" and slot.profile == profile for slot in slots)
     stale = [slot for slot in blank if slot.generation < oldest_kept]
-    surplus = stale[: max(0, len(blank) - kept)] if profile == "standard" else blank[asked:]
+    surplus = stale[: max(0, len(blank) - kept)] if kept else blank[asked:]
     missing = kept + asked - (len(blank) - len(surplus)) - building
     if missing <= 0 and not building and len(stale) > len(surplus):
         missing = 1  # one more than is needed; then one of the stale ones goes

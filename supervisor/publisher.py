@@ -43,6 +43,8 @@ class Publisher:
         self._send = send
         self.serial = self._first_serial()
         self.encoded = b""
+        #: Tenants that take nothing new, though they are wanted.
+        self.draining: set[str] = set()
         self._tenants: dict[int, msgspec.Raw] = {}
         self._revision = 0
 
@@ -90,10 +92,11 @@ class Publisher:
         return view.TenantView(
             name=row.name,
             number=row.number,
-            state=row.wanted,
+            state="draining" if row.name in self.draining else row.wanted,
             keys=keys,
             arena_bytes=row.arena_bytes,
             max_inflight=row.max_inflight,
+            run_max_s=row.run_max_s,
             models=[_model(model) for model in self._registry.models(row.number)],
             **{name: getattr(row, name) for name in ADMISSION},
         )
@@ -126,6 +129,9 @@ def _model(row: ModelRow) -> view.ModelView:
         number=row.number,
         default=row.default,
         idempotent=row.idempotent,
-        versions=[view.VersionView(version.version, version.manifest) for version in row.versions],
+        versions=[
+            view.VersionView(version.version, version.manifest, version.quarantined_at is not None)
+            for version in row.versions
+        ],
         **{name: getattr(row, name) for name in MODEL_ADMISSION},
     )

@@ -17,12 +17,14 @@ from bedsit.supervisor.admission import SHARES_MAX
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.keys import NewKey
 from bedsit.supervisor.migrations import migrate
+from bedsit.supervisor.policy import Restart
 
 Isolation = Literal["strict", "best-effort"]
 _TENANT: Final = (
     "number, name, wanted, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max,"
     " created_at, profile, cpu_weight, cpu_idle, cores, io_bps, weight, service_class, min_share, rate_per_s, burst,"
-    " concurrency_max, queue_bytes_max"
+    " concurrency_max, queue_bytes_max, restart, restarts_max, restart_period_s, quarantine_after, min_slots,"
+    " max_slots, idle_s, run_max_s"
 )
 _MODEL: Final = "number, name, default_version, idempotent, rate_per_s, burst, concurrency_max, queue_max, priority"
 _CPU_IDLE: Final = _TENANT.split(", ").index("cpu_idle")
@@ -40,7 +42,18 @@ ADMISSION: Final = (
     "queue_bytes_max",
     "sessions_max",
 )
-#: The same of a model.
+#: The columns that say how its slots come and go.
+PRESENCE: Final = (
+    "restart",
+    "restarts_max",
+    "restart_period_s",
+    "quarantine_after",
+    "min_slots",
+    "max_slots",
+    "idle_s",
+    "run_max_s",
+)
+#: The columns that say how requests of a model are let in.
 MODEL_ADMISSION: Final = ("rate_per_s", "burst", "concurrency_max", "queue_max", "priority")
 
 
@@ -72,6 +85,14 @@ class TenantRow:
     burst: int = 1
     concurrency_max: int = 0
     queue_bytes_max: int = 16 << 20
+    restart: Restart = "permanent"
+    restarts_max: int = 0
+    restart_period_s: float = 600.0
+    quarantine_after: int = 3
+    min_slots: int = 1
+    max_slots: int = 1
+    idle_s: float = 0.0
+    run_max_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,14 @@ class NewTenant:
     burst: int = 1
     concurrency_max: int = 0
     queue_bytes_max: int = 16 << 20
+    restart: Restart = "permanent"
+    restarts_max: int = 0
+    restart_period_s: float = 600.0
+    quarantine_after: int = 3
+    min_slots: int = 1
+    max_slots: int = 1
+    idle_s: float = 0.0
+    run_max_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +150,7 @@ class VersionRow:
     size: int
     manifest: bytes
     deployed_at: str
+    quarantined_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +239,7 @@ class Registry:
 
     def add_tenant(self, new: NewTenant, key: NewKey, at: str) -> TenantRow:
         """Create a tenant with its first key. Raises ``tenant.exists``, and ``limit.impossible`` as ``check_share``."""
+        check_slots(new)
         with self._writing() as db:
             if db.execute("SELECT 1 FROM tenants WHERE name = ?", (new.name,)).fetchone():
                 raise error("tenant.exists", f"tenant {new.name!r} exists already")
@@ -226,9 +257,15 @@ class Registry:
         with self._writing(self.tenant(name).number) as db:
             db.execute("UPDATE tenants SET wanted = ? WHERE name = ?", (wanted, name))
 
+    def touch(self, number: int) -> None:
+        """The router has to hear of this tenant again, though nothing is written."""
+        self.revision += 1
+        self._changed[number] = self.revision
+
     def set_limits(self, wanted: TenantRow) -> None:
         """Change what a tenant may use, do and ask for to what *wanted* says. Raises as ``check_share``."""
-        columns = ("profile", *LIMITS, *ADMISSION)
+        columns = ("profile", *LIMITS, *ADMISSION, *PRESENCE)
+        check_slots(wanted)
         with self._writing(wanted.number) as db:
             self.check_share(wanted.name, wanted.min_share)
             fields = {name: getattr(wanted, name) for name in ("name", *columns)}
@@ -278,7 +315,8 @@ class Registry:
         """All models of a tenant by number."""
         versions: dict[int, list[VersionRow]] = {}
         query = (
-            "SELECT model, version, digest, size, manifest, deployed_at FROM versions WHERE tenant = ? ORDER BY 1, 2"
+            "SELECT model, version, digest, size, manifest, deployed_at, quarantined_at FROM versions"
+            " WHERE tenant = ? ORDER BY 1, 2"
         )
         for model, *row in self._db.execute(query, (tenant,)):
             versions.setdefault(model, []).append(VersionRow(*row))
@@ -314,7 +352,9 @@ class Registry:
                 fields,
             )
             db.execute(
-                "INSERT INTO versions VALUES (:tenant, :number, :version, :digest, :size, :manifest, :at)", fields
+                "INSERT INTO versions (tenant, model, version, digest, size, manifest, deployed_at)"
+                " VALUES (:tenant, :number, :version, :digest, :size, :manifest, :at)",
+                fields,
             )
             db.execute("UPDATE tenants SET next_model = max(next_model, :number + 1) WHERE number = :tenant", fields)
 
@@ -338,6 +378,31 @@ class Registry:
             else:
                 change = "UPDATE models SET default_version = ? WHERE tenant = ? AND number = ?"
                 db.execute(change, (newest, tenant, number))
+
+    def quarantine(self, tenant: int, number: int, version: int, at: str) -> int | None:
+        """Take a version out of use. Gives the one that answers for its model from now on; None when there is none."""
+        with self._writing(tenant) as db:
+            place = (tenant, number, version)
+            change = "UPDATE versions SET quarantined_at = ? WHERE tenant = ? AND model = ? AND version = ?"
+            db.execute(change, (at, *place))
+            query = (
+                "SELECT max(version) FILTER (WHERE version < ?3), max(version) FROM versions"
+                " WHERE tenant = ?1 AND model = ?2 AND quarantined_at IS NULL"
+            )
+            earlier, any_left = db.execute(query, place).fetchone()
+            fallback: int | None = earlier if earlier is not None else any_left
+            if fallback is not None:
+                change = "UPDATE models SET default_version = ? WHERE tenant = ? AND number = ? AND default_version = ?"
+                db.execute(change, (fallback, *place))
+        return fallback
+
+    def release(self, tenant: int, number: int) -> None:
+        """Bring all versions of a model back into use; its newest one answers."""
+        with self._writing(tenant) as db:
+            place = (tenant, number)
+            db.execute("UPDATE versions SET quarantined_at = NULL WHERE tenant = ? AND model = ?", place)
+            newest = "SELECT max(version) FROM versions WHERE tenant = ?1 AND model = ?2"
+            db.execute(f"UPDATE models SET default_version = ({newest}) WHERE tenant = ?1 AND number = ?2", place)
 
     def digests(self) -> set[str]:
         """Every artifact that some version needs."""
@@ -371,6 +436,13 @@ class Registry:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def check_slots(wanted: TenantRow | NewTenant) -> None:
+    """Raises ``limit.impossible`` for more slots at least than at most."""
+    if wanted.min_slots > wanted.max_slots:
+        what = f"at least {wanted.min_slots} slots are more than at most {wanted.max_slots}"
+        raise error("limit.impossible", what, "raise --max-slots with --min-slots")
 
 
 @contextmanager

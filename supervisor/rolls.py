@@ -1,6 +1,6 @@
 """Whether a new set of models may come in now. Pure: a part of the lifecycle's judgement."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.supervisor import stimuli as on
@@ -21,10 +21,13 @@ def judge_roll(tenant: Tenant | None, ask: on.RollAsked, *, is_open: bool) -> Be
     return None
 
 
-def judge_room(ask: on.RollAsked, slots: Collection[Slot], waiting: int, limits: Limits) -> BedsitError | None:
-    """Why the box has no slot for what is asked for, or None; blank slots are room."""
+def judge_room(
+    ask: on.RollAsked, slots: Collection[Slot], waiting: int, limits: Limits, tenants: Iterable[Tenant]
+) -> BedsitError | None:
+    """Why the box has no slot for what is asked for, or None; blank slots are room, and so is who may be parked."""
     taken = sum(slot.state in ("loading", "serving", "draining") for slot in slots)
-    if ask.models and taken + waiting >= limits.max_slots:
+    may_go = any(tenant.crew and tenant.policy.min_slots == 0 for tenant in tenants)
+    if ask.models and taken + waiting >= limits.max_slots and not may_go:
         hint = "stop or delete a tenant, or raise max_slots"
         return error("pool.empty", f"all {limits.max_slots} slots of this box are in use", hint)
     return None

@@ -26,6 +26,9 @@ class LiveSlot:
     manifests: dict[int, bytes] = field(default_factory=dict)
     ended: bool = False
     status: int | None = None
+    #: When it was given to its tenant (monotonic), and the model version that it loads.
+    assigned_s: float | None = None
+    loads: tuple[int, int] | None = None
     #: The last look at its walls, and when that was (monotonic); None until this daemon has looked itself.
     walls: Mapping[str, str] = field(default_factory=dict)
     walls_read_at: float | None = None

@@ -65,6 +65,8 @@ class Slots:
         self._builds: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._blank_bytes = 0
+        #: How long each tenant's slot took last, from its assignment until it served.
+        self.load_s: dict[str, float] = {}
         self.live: dict[str, LiveSlot] = {}
         #: Slots that were told to end and may still run: the router hears of them until they do not.
         self.ending: dict[str, Record] = {}
@@ -275,10 +277,14 @@ class Slots:
         if kind == Report.LOADED and len(text) <= MAX_MANIFEST:
             live.manifests[index] = text
         elif kind == Report.PROGRESS:
+            live.loads = models[index] if models else None
             self._progress(slot, clean_text(text[:200]))
         elif kind == Report.FAILED:
-            self._feed(on.LoadFailed(slot, read_failure(text)))
+            self._feed(on.LoadFailed(slot, read_failure(text), models[index] if models else None))
         elif kind == Report.SERVING:
+            live.loads = None
+            if live.record.tenant is not None and live.assigned_s is not None:
+                self.load_s[live.record.tenant] = time.monotonic() - live.assigned_s
             self._feed(on.ModelsLoaded(slot))
 
     # -- assigning ----------------------------------------------------------------------------------------------------
@@ -296,7 +302,7 @@ class Slots:
                 for open_artifact in open_artifacts:
                     fds.append(open_artifact())
                 self._room.backend.set_limits(slot, limits)
-                live.limits = limits
+                live.limits, live.assigned_s = limits, time.monotonic()
                 now = self._room.now()
                 live.record = msgspec.structs.replace(
                     live.record, tenant=assignment.tenant, models=models, assigned_at=now
@@ -358,7 +364,7 @@ class Slots:
         except (OSError, BedsitError):
             counts = 0, 0
         cause = classify(live.status, *counts, live.limits.memory_bytes, live.limits.pids_max)
-        self._feed(on.SlotDied(slot, cause))
+        self._feed(on.SlotDied(slot, cause, live.loads))
 
     def destroy(self, slot: str) -> None:
         """End everything in the slot and remove it; SlotGone follows as soon as nothing runs there any more."""

@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
+from bedsit.supervisor.policy import USUAL, ModelSet, Place, Policy
 
-#: (model number, version) pairs, sorted.
-ModelSet = tuple[tuple[int, int], ...]
-TimerKind = Literal["drain", "healthy", "lasting", "load", "lost", "pool", "restart", "roll", "zygote"]
+TimerKind = Literal[
+    "drain", "healthy", "lasting", "load", "lost", "period", "pool", "restart", "roll", "room", "settled", "zygote"
+]
 
 
 class Timer(NamedTuple):
@@ -49,6 +50,7 @@ class TenantSet:
     strict: bool
     models: ModelSet
     profile: Profile = "standard"
+    policy: Policy = USUAL
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,43 @@ class TenantGone:
     """The tenant was deleted. From the registry."""
 
     tenant: str
+
+
+@dataclass(frozen=True)
+class TenantWanted:
+    """A request waits for a tenant without a slot. From the router: costs a slot at most."""
+
+    tenant: str
+
+
+@dataclass(frozen=True)
+class TenantIdle:
+    """Nobody has asked anything of this tenant for as long as its operator said. From the meter."""
+
+    tenant: str
+
+
+@dataclass(frozen=True)
+class TenantLoad:
+    """As many slots as the tenant's requests need now. From the meter."""
+
+    tenant: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class RoomFound:
+    """Who may be parked for somebody who waits, the cheapest first, and why that is needed. From the meter."""
+
+    tenants: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class MemoryTight:
+    """Whether the box runs out of memory: then no slot is made in stock. From the meter."""
+
+    is_tight: bool
 
 
 @dataclass(frozen=True)
@@ -127,6 +166,7 @@ class LoadFailed:
 
     slot: str
     error: BedsitError
+    blame: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -135,13 +175,24 @@ class SlotDied:
 
     slot: str
     cause: Cause
+    loads: Place | None = None
 
 
 @dataclass(frozen=True)
 class SlotLost:
-    """The worker closed its socket to the router. From the router: may be wrong."""
+    """The worker closed its socket to the router, which knows what it had to run. From the router: may be wrong."""
 
     slot: str
+    blame: Place | None = None
+
+
+@dataclass(frozen=True)
+class SlotHung:
+    """A call has run for longer than the tenant may. From the router: may be wrong."""
+
+    slot: str
+    blame: Place | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +222,7 @@ class ShutDown:
 
 
 #: What is said of one slot, and means nothing once the slot is gone.
-SlotNews = SlotBuilt | SlotRefused | ModelsLoaded | LoadFailed | SlotDied | SlotLost | SlotDrained | SlotGone
+SlotNews = SlotBuilt | SlotRefused | ModelsLoaded | LoadFailed | SlotDied | SlotLost | SlotHung | SlotDrained | SlotGone
 
 Stimulus = (
     Begin
@@ -179,6 +230,11 @@ Stimulus = (
     | ZygoteDown
     | TenantSet
     | TenantGone
+    | TenantWanted
+    | TenantIdle
+    | TenantLoad
+    | RoomFound
+    | MemoryTight
     | RollAsked
     | RollCommitted
     | RollRefused

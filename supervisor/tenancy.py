@@ -1,24 +1,28 @@
 """What the lifecycle remembers: slots, rolls, tenants, and the numbers that it keeps to."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
-from bedsit.supervisor.stimuli import ModelSet
+from bedsit.supervisor.policy import USUAL, ModelSet, Place, Policy
 from bedsit.supervisor.transitions import SlotState
 
 _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 30.0
 
-TenantState = Literal["running", "starting", "stopped", "failed", "empty"]
+TenantState = Literal["running", "starting", "parked", "stopped", "failed", "empty"]
 
 
 @dataclass
 class Slot:
     """One slot. *operation* is set while it loads for a roll, *generation* (its zygote's) when it is built.
 
-    *lacks*: the walls for which it is *degraded*; nobody knows them of one that was adopted.
+    *lacks*: the walls for which it is *degraded*; nobody knows them of one that was adopted. *stale*: another one is to
+    take its place. *settled*: it has served long enough to be parked. *blame*: what it ran when it ended, and
+    *is_unexplained*: it has ended, and nobody knows what it ran.
     """
 
     id: str
@@ -30,6 +34,10 @@ class Slot:
     generation: int = 0
     profile: Profile = "standard"
     lacks: tuple[str, ...] = ()
+    stale: bool = False
+    settled: bool = False
+    blame: Place | None = None
+    is_unexplained: bool = False
 
 
 @dataclass
@@ -44,18 +52,67 @@ class Roll:
 
 @dataclass
 class Tenant:
-    """A tenant. *slot* serves or starts the committed set; *resting*: a restart waits for its timer."""
+    """A tenant. *crew*: the slots that take its requests or are about to, oldest first; *target*: their number.
+
+    *resting*: a restart waits for its timer. *given_up*: nothing is tried until its operator says so. *deaths* are
+    those of the running period, *failures* those since it served well; *blames* says what ran then.
+    """
 
     name: str
     running: bool = True
     strict: bool = True
     models: ModelSet = ()
-    slot: str | None = None
+    profile: Profile = "standard"
+    policy: Policy = USUAL
+    target: int = 0
+    crew: dict[str, Slot] = field(default_factory=dict)
     roll: Roll | None = None
     failures: int = 0
+    deaths: int = 0
+    blames: Counter[Place] = field(default_factory=Counter)
     resting: bool = False
+    given_up: bool = False
     cause: Cause | None = None
-    profile: Profile = "standard"
+
+    @property
+    def wanted(self) -> int:
+        """How many slots it should have now; what still serves of one that is given up may stay."""
+        if not self.running or not self.models:
+            return 0
+        return min(self.target, len(self.crew)) if self.given_up else self.target
+
+    @property
+    def missing(self) -> int:
+        """How many slots have to be made for it now."""
+        return 0 if self.resting or self.given_up else max(0, self.wanted - len(self.fresh))
+
+    @property
+    def fresh(self) -> Sequence[Slot]:
+        """Those of the crew that are as they should be."""
+        return [slot for slot in self.crew.values() if not slot.stale]
+
+    @property
+    def serving(self) -> Sequence[Slot]:
+        """Those of the crew that take requests."""
+        return [slot for slot in self.crew.values() if slot.state == "serving"]
+
+    @property
+    def surplus(self) -> Sequence[Slot]:
+        """Those of the crew that can go: the newest that are too many, and the stale ones that were replaced."""
+        fresh = self.fresh
+        stale = [slot for slot in self.crew.values() if slot.stale]
+        unready = max(0, self.wanted - sum(slot.state == "serving" for slot in fresh))
+        return [*fresh[self.wanted :], *stale[: max(0, len(stale) - unready)]]
+
+    @property
+    def can_park(self) -> bool:
+        """Whether it may lose its slots until somebody asks for it: its policy keeps none, and none has just come."""
+        is_steady = self.roll is None and all(slot.state == "serving" and slot.settled for slot in self.crew.values())
+        return self.policy.min_slots == 0 and self.wanted > 0 and bool(self.crew) and is_steady
+
+    def clamp(self, slots: int) -> int:
+        """*slots*, as far as the policy allows."""
+        return max(self.policy.min_slots, min(slots, self.policy.max_slots))
 
     def takes(self, blank: Slot) -> bool:
         """Whether a blank slot may become this tenant's."""
@@ -63,7 +120,7 @@ class Tenant:
 
     def fits(self, slot: Slot) -> bool:
         """Whether the tenant's slot is what its operator wants now."""
-        return self.running and slot.models == self.models and slot.profile == self.profile
+        return slot.models == self.models and slot.profile == self.profile
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
 """model.*: deploy, list, show, set, delete. Archives and manifests are bytes here."""
 
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from bedsit.ipc.errors import error
-from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
+from bedsit.supervisor.admin.rolling import roll
 from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.effects import Draft
 from bedsit.supervisor.operations import Manifests
+from bedsit.supervisor.policy import ModelSet
 from bedsit.supervisor.registry import MODEL_ADMISSION, ModelRow, NewVersion, TenantRow
-from bedsit.supervisor.stimuli import ModelSet
 
 
 async def deploy(desk: Desk, request: schema.ModelDeploy, call: Call) -> dict[str, Any]:
@@ -33,7 +32,7 @@ async def deploy(desk: Desk, request: schema.ModelDeploy, call: Call) -> dict[st
             desk.effects.drafts[place] = Draft(request.name, request.digest, request.size)
             try:
                 commit = partial(_commit, desk, row.number, number, version, request)
-                await _roll(desk, row, models, commit, call, request.timeout_s)
+                await roll(desk, row, models, commit, call, request.timeout_s)
             finally:
                 del desk.effects.drafts[place]
     finally:
@@ -73,6 +72,20 @@ async def set_admission(desk: Desk, request: schema.ModelSet, _call: Call) -> di
     return view(row.name, wanted)
 
 
+async def release(desk: Desk, request: schema.ModelRelease, _call: Call) -> dict[str, Any]:
+    """Bring versions that were taken out of use back; the newest one answers. Blamed again, it goes again."""
+    async with desk.locks[request.tenant]:
+        row = desk.registry.tenant(request.tenant)
+        model = _find(desk, row, request.name)
+        if all(version.quarantined_at is None for version in model.versions):
+            raise error("request.invalid", f"no version of model {model.name!r} is in quarantine")
+        desk.registry.release(row.number, model.number)
+        desk.events.add("model.released", model.name, row.name)
+        desk.tell_house(row)
+        await desk.settle()
+        return view(row.name, _find(desk, row, request.name))
+
+
 async def delete(desk: Desk, request: schema.ModelDelete, call: Call) -> dict[str, Any]:
     """Load what is left in a fresh slot, then switch over. Or change nothing."""
     async with desk.locks[request.tenant]:
@@ -90,7 +103,7 @@ async def delete(desk: Desk, request: schema.ModelDelete, call: Call) -> dict[st
             desk.registry.delete_versions(row.number, model.number, retired)
 
         if row.wanted == "running":
-            await _roll(desk, row, left, commit, call, None)
+            await roll(desk, row, left, commit, call, None)
         else:
             commit({})
             desk.tell_house(row)
@@ -135,25 +148,6 @@ async def _receive(desk: Desk, request: schema.ModelDeploy, call: Call) -> None:
         with desk.artifacts.receive(request.digest, request.size) as upload:
             async for piece in pieces:
                 upload.write(piece)
-
-
-async def _roll(
-    desk: Desk,
-    row: TenantRow,
-    models: ModelSet,
-    commit: Callable[[Manifests], None],
-    call: Call,
-    timeout_s: float | None,
-) -> None:
-    operation = desk.operations.open(commit, call.progress)
-    try:
-        within_s = timeout_s or desk.config.load_timeout_s
-        desk.feed(on.RollAsked(operation.id, row.name, models, within_s))
-        refused = await operation.answer
-        if refused is not None:
-            raise refused
-    finally:
-        desk.operations.close(operation)
 
 
 def _commit(

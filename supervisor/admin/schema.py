@@ -20,6 +20,7 @@ from bedsit.supervisor.admission import (
     Share,
     Weight,
 )
+from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 VERSION = 1
 
@@ -56,6 +57,14 @@ _WORDS = {
     "queue_bytes_max": "64 KiB to 16 GiB",
     "sessions_max": "1 to 100000",
     "priority": "0, 1 or 2",
+    "restart": "permanent, transient or temporary",
+    "restarts_max": "0 to 10000, 0 for no limit",
+    "restart_period_s": "1 to 86400 seconds",
+    "quarantine_after": "0 to 1000, 0 for never",
+    "min_slots": "0 to 1024",
+    "max_slots": "1 to 1024",
+    "idle_s": "0 to 31536000 seconds, 0 for never",
+    "run_max_s": "0 to 86400 seconds, 0 for no limit",
 }
 
 
@@ -82,6 +91,14 @@ class _Limits(_Request, frozen=True, kw_only=True):
     queue_max: QueueLength | None = None
     queue_bytes_max: QueueBytes | None = None
     sessions_max: Sessions | None = None
+    restart: Restart | None = None
+    restarts_max: Restarts | None = None
+    restart_period_s: Period | None = None
+    quarantine_after: Deaths | None = None
+    min_slots: FewestSlots | None = None
+    max_slots: MostSlots | None = None
+    idle_s: Idle | None = None
+    run_max_s: Run | None = None
 
 
 class Ping(_Request, frozen=True, tag="ping"):
@@ -127,6 +144,26 @@ class TenantStop(_Request, frozen=True, tag="tenant.stop"):
 
 class TenantStart(_Request, frozen=True, tag="tenant.start"):
     """A slot again."""
+
+    name: TenantName
+
+
+class TenantRestart(_Request, frozen=True, tag="tenant.restart"):
+    """Fresh slots, each there before the one that it replaces goes."""
+
+    name: TenantName
+    timeout_s: Seconds | None = None
+
+
+class TenantDrain(_Request, frozen=True, tag="tenant.drain"):
+    """Take nothing new, answer everything that waits, then stop."""
+
+    name: TenantName
+    timeout_s: Seconds | None = None
+
+
+class TenantPark(_Request, frozen=True, tag="tenant.park"):
+    """No slot until the next request."""
 
     name: TenantName
 
@@ -194,6 +231,13 @@ class ModelSet(_Request, frozen=True, tag="model.set"):
     priority: Priority | None = None
 
 
+class ModelRelease(_Request, frozen=True, tag="model.release"):
+    """Bring versions that were taken out of use back."""
+
+    tenant: TenantName
+    name: ModelName
+
+
 class ModelDelete(_Request, frozen=True, tag="model.delete"):
     """Retire a model, or one version of it."""
 
@@ -227,8 +271,9 @@ class Down(_Request, frozen=True, tag="down"):
 
 
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
-    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantDelete, KeyCreate,
-    KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelDelete, Ps, EventsAsked, LogsAsked, Down,
+    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantRestart, TenantDrain,
+    TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelRelease,
+    ModelDelete, Ps, EventsAsked, LogsAsked, Down,
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""tenant.*: create, list, show, set, stop, start, delete."""
+"""tenant.*: create, list, show, set, stop, start, restart, drain, park, delete."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,15 +12,19 @@ from bedsit.ipc.errors import error
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
+from bedsit.supervisor.admin.rolling import roll
 from bedsit.supervisor.config import TenantDefaults
-from bedsit.supervisor.desk import Desk, now_text
+from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.effects import limits_of
 from bedsit.supervisor.keys import make_key
-from bedsit.supervisor.registry import ADMISSION, LIMITS, NewTenant, TenantRow
+from bedsit.supervisor.operations import Manifests
+from bedsit.supervisor.registry import ADMISSION, LIMITS, PRESENCE, NewTenant, TenantRow
 from bedsit.supervisor.tenantlogs import remove_logs
 
 #: How long a new box may take to measure what a blank slot needs.
 _FLOOR_S: Final = 10.0
+_STATS_S: Final = 0.5
+_DRAIN_LOOK_S: Final = 0.05
 _MIB: Final = 1 << 20
 _USUAL: Final = TenantDefaults()
 
@@ -28,7 +33,7 @@ async def create(desk: Desk, request: schema.TenantCreate, _call: Call) -> dict[
     """A new tenant; its first key's secret is in this answer and nowhere else."""
     usual = msgspec.structs.asdict(desk.config.tenant)
     new = NewTenant(name=request.name, isolation=request.isolation, profile=request.profile, **usual)
-    new = replace(new, **_said(request, (*LIMITS, *ADMISSION)))
+    new = replace(new, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE)))
     await _check_floor(desk, new.memory_bytes)
     desk.room.backend.check(limits_of(new))
     async with desk.locks[request.name]:
@@ -48,24 +53,22 @@ async def list_all(desk: Desk, _request: schema.TenantList, _call: Call) -> list
 async def show(desk: Desk, request: schema.TenantShow, _call: Call) -> dict[str, Any]:
     """One tenant, its slot's walls read anew."""
     row = desk.registry.tenant(request.name)
-    slot = desk.house.tenants[row.name].slot
-    if slot in desk.slots.live:
-        desk.slots.inspect(slot)
+    for slot in desk.house.tenants[row.name].crew:
+        if slot in desk.slots.live:
+            desk.slots.inspect(slot)
     return view(desk, row)
 
 
 async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict[str, Any]:
     """Other limits, on running slots and in the router at once; all of them or none.
 
-    Raises ``tenant.busy`` for another profile then, ``limit.impossible`` when more than the box would be promised.
+    Another profile takes fresh slots, each there before the one that it replaces goes. Raises ``limit.impossible`` when
+    more than the box would be promised, or for more slots at least than at most.
     """
     async with desk.locks[request.name]:
         old = desk.registry.tenant(request.name)
-        wanted = replace(old, **_said(request, (*LIMITS, *ADMISSION, "profile")))
-        profile, limits = wanted.profile, limits_of(wanted)
-        if profile != old.profile and old.wanted != "stopped":
-            hint = f"stop it first: bedsit tenant stop {old.name}"
-            raise error("tenant.busy", f"tenant {old.name!r} is not stopped, and a slot keeps its profile", hint)
+        wanted = replace(old, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE, "profile")))
+        limits = limits_of(wanted)
         slots: list[str] = []
         if _said(request, LIMITS):  # the kernel need not hear of what the router does
             await _check_floor(desk, wanted.memory_bytes)
@@ -84,10 +87,11 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
             raise
         row = desk.registry.tenant(old.name)
         desk.events.add("tenant.changed", _describe(row), row.name)
-        if profile != old.profile:
-            desk.events.add("tenant.changed", f"profile {profile}", row.name)
+        if row.profile != old.profile:
+            desk.events.add("tenant.changed", f"profile {row.profile}", row.name)
+        if any(getattr(row, name) != getattr(old, name) for name in ("profile", *PRESENCE)):
             desk.tell_house(row)
-        if any(getattr(row, name) != getattr(old, name) for name in ADMISSION):
+        if any(getattr(row, name) != getattr(old, name) for name in (*ADMISSION, *PRESENCE)):
             desk.publish()
             await desk.settle()
         return view(desk, row)
@@ -121,13 +125,66 @@ async def start(desk: Desk, request: schema.TenantStart, _call: Call) -> dict[st
         )
         if not up:
             tenant = desk.house.tenants[row.name]
-            why, hint = ("", "see: bedsit events") if tenant.slot else desk.house.explain_wait(tenant)
+            why, hint = ("", "see: bedsit events") if tenant.crew else desk.house.explain_wait(tenant)
             raise error("deadline.exceeded", f"tenant {row.name!r} is still starting{why}", hint)
         if desk.house.tenant_state(row.name) == "failed":
             cause = desk.house.tenants[row.name].cause
             hint = "it is tried again; see: bedsit logs"
             raise error("worker.crashed", f"tenant {row.name!r} does not come up: {cause}", hint)
         await desk.settle()
+        return view(desk, row)
+
+
+async def restart(desk: Desk, request: schema.TenantRestart, call: Call) -> dict[str, Any]:
+    """Fresh slots in place of those that it has, without a request lost; of a parked tenant there are none."""
+    async with desk.locks[request.name]:
+        row = desk.registry.tenant(request.name)
+        if desk.house.tenants[row.name].crew:
+            await roll(desk, row, wish_of(desk.registry, row).models, _nothing, call, request.timeout_s)
+            await desk.wait_until(lambda: _is_renewed(desk, row.name), request.timeout_s or desk.config.load_timeout_s)
+        else:
+            desk.tell_house(row)
+        desk.events.add("tenant.restarted", "by its operator", row.name)
+        await desk.settle()
+        return view(desk, row)
+
+
+async def drain(desk: Desk, request: schema.TenantDrain, call: Call) -> dict[str, Any]:
+    """Take nothing new, answer what waits, stop. Raises ``deadline.exceeded``, and takes requests again then."""
+    within_s = request.timeout_s or desk.config.drain_timeout_s
+    async with desk.locks[request.name]:
+        row = desk.registry.tenant(request.name)
+        desk.publisher.draining.add(row.name)
+        try:
+            desk.registry.touch(row.number)
+            desk.publish()
+            await desk.settle()
+            call.progress("drain")
+            if not await _is_drained(desk, row.name, within_s):
+                hint = "wait longer with --timeout, or: bedsit tenant stop"
+                raise error("deadline.exceeded", f"tenant {row.name!r} still has requests after {within_s:g} s", hint)
+            desk.registry.set_wanted(row.name, "stopped")
+        finally:
+            desk.publisher.draining.discard(row.name)
+            desk.registry.touch(row.number)
+            desk.publish()
+        row = desk.registry.tenant(row.name)
+        desk.events.add("tenant.stopped", "drained by its operator", row.name)
+        desk.tell_house(row)
+        await _wait_without_slots(desk, row.name)
+        return view(desk, row)
+
+
+async def park(desk: Desk, request: schema.TenantPark, _call: Call) -> dict[str, Any]:
+    """No slot until the next request. Raises ``tenant.busy`` where its policy keeps some, or one has just come."""
+    async with desk.locks[request.name]:
+        row = desk.registry.tenant(request.name)
+        tenant = desk.house.tenants[row.name]
+        if tenant.crew and not tenant.can_park:
+            why = f"it keeps {row.min_slots}" if row.min_slots else "one has just come, or is about to"
+            raise error("tenant.busy", f"tenant {row.name!r} keeps its slots: {why}", "see: bedsit tenant show")
+        desk.feed(on.TenantIdle(row.name))
+        await _wait_without_slots(desk, row.name)
         return view(desk, row)
 
 
@@ -149,17 +206,20 @@ async def delete(desk: Desk, request: schema.TenantDelete, _call: Call) -> dict[
 def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
     """A tenant as the API shows it, with its walls as they were seen last."""
     tenant = desk.house.tenants[row.name]
-    live = desk.slots.live.get(tenant.slot or "")
+    first = next(iter(tenant.crew), None)
+    live = desk.slots.live.get(first or "")
     record = live.record if live else None
     tally = desk.registry.tally(row.number)
     return {
         "name": row.name,
         "number": row.number,
         "state": desk.house.tenant_state(row.name),
-        "limits": {name: getattr(row, name) for name in (*LIMITS, *ADMISSION)},
+        "limits": {name: getattr(row, name) for name in (*LIMITS, *ADMISSION, *PRESENCE)},
         "isolation": row.isolation,
         "profile": row.profile,
-        "slot": tenant.slot,
+        "slot": first,
+        "slots": list(tenant.crew),
+        "slots_wanted": tenant.wanted,
         "worker_pid": record.worker_pid if record else None,
         "slot_started_at": record.started_at if record else None,
         "assigned_at": record.assigned_at if record else None,
@@ -192,6 +252,12 @@ def _describe(row: TenantRow) -> str:
     words += [f"{row.concurrency_max} at once"] if row.concurrency_max else []
     words += [f"queue of {row.queue_max}"] if row.queue_max != _USUAL.queue_max else []
     words += [f"queue of {row.queue_bytes_max / _MIB:g} MiB"] if row.queue_bytes_max != _USUAL.queue_bytes_max else []
+    usual = (row.min_slots, row.max_slots) == (_USUAL.min_slots, _USUAL.max_slots)
+    words += [] if usual else [f"{row.min_slots} to {row.max_slots} slots"]
+    words += [f"parked after {row.idle_s:g} s"] if row.idle_s else []
+    words += [f"restart {row.restart}"] if row.restart != _USUAL.restart else []
+    words += [f"{row.restarts_max} deaths in {row.restart_period_s:g} s"] if row.restarts_max else []
+    words += [f"calls of {row.run_max_s:g} s"] if row.run_max_s != _USUAL.run_max_s else []
     words += [f"{row.sessions_max} sessions"] if row.sessions_max != _USUAL.sessions_max else []
     return ", ".join(words)
 
@@ -205,6 +271,27 @@ async def _check_floor(desk: Desk, memory_bytes: int) -> None:
         least = -(-floor // _MIB)
         what = f"{memory_bytes // _MIB} MiB of memory is less than Python and torch need in a slot"
         raise error("tenant.limit_too_low", what, f"give at least {least} MiB, and what the models need", floor=floor)
+
+
+def _nothing(_manifests: Manifests) -> None:
+    """What a restart has to write down."""
+
+
+def _is_renewed(desk: Desk, name: str) -> bool:
+    tenant = desk.house.tenants.get(name)
+    return tenant is None or not any(slot.stale for slot in tenant.crew.values())
+
+
+async def _is_drained(desk: Desk, name: str, within_s: float) -> bool:
+    """Wait until the router has no request of this tenant; a router that is away has none."""
+    until_s = time.monotonic() + within_s
+    while True:
+        counted = (await desk.control.stats(_STATS_S)).get(name)
+        if counted is None or not (counted.queued or counted.in_flight):
+            return True
+        if time.monotonic() > until_s:
+            return False
+        await asyncio.sleep(_DRAIN_LOOK_S)
 
 
 async def _wait_without_slots(desk: Desk, name: str) -> None:

@@ -12,6 +12,7 @@ NAMES: Final = (
     "0003_profile.sql",
     "0004_limits.sql",
     "0005_admission.sql",
+    "0006_coming_and_going.sql",
 )
 
 

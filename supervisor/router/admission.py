@@ -36,10 +36,15 @@ def find_line(tenant: Tenant, number: int, version: int, *, pinned: bool) -> Lin
 
 def check(tenant: Tenant, line: Line, deadline_ns: int, size: int, now_ns: int) -> None:
     """Whether a request of *size* bytes may wait in *line*. Raises what refuses it; counts it where it may."""
-    if tenant.is_stopped:
+    if not tenant.is_open:
         raise stopped(tenant.view.name)
+    if line.is_quarantined:
+        what = f"model {line.model.name} version {line.version} was running when its worker died, again and again"
+        raise error("model.quarantined", what, "deploy another version, or: bedsit model release")
     if 0 < deadline_ns <= now_ns:
         raise expired()
+    if not line.slots:
+        _check_waking(tenant, deadline_ns, now_ns)
     if tenant.queued:
         _check_room(tenant, line, deadline_ns, size, now_ns)
     if line.rated:
@@ -71,13 +76,25 @@ def _check_room(tenant: Tenant, line: Line, deadline_ns: int, size: int, now_ns:
         )
 
 
+def _check_waking(tenant: Tenant, deadline_ns: int, now_ns: int) -> None:
+    """It has no slot: whether there is time to make one, by what that took the last time."""
+    left_ns = tenant.waking_ns - (now_ns - tenant.wanted_ns if tenant.wanted_ns else 0)
+    if deadline_ns and left_ns > 0 and now_ns + left_ns > deadline_ns:
+        raise error(
+            "deadline.exceeded",
+            f"tenant {tenant.view.name} is waking up, for about another {left_ns / 1e6:.0f} ms",
+            "raise timeout_s, or keep it warm: bedsit tenant set TENANT --min-slots 1",
+            retry_after_s=left_ns / _SECOND_NS,
+        )
+
+
 def expired() -> BedsitError:
     """The deadline passed before a worker had the request."""
     return error("deadline.exceeded", "the deadline passed while the request was queued")
 
 
 def stopped(name: str) -> BedsitError:
-    """The tenant is stopped."""
+    """The tenant is stopped, or about to be."""
     return error("tenant.stopped", f"tenant {name} is stopped", "`bedsit tenant start` starts it")
 
 

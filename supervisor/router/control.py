@@ -63,7 +63,7 @@ class Control:
         self._say({"op": "hello", "pid": os.getpid(), "version": __version__})
         for slot in self._router.slots.values():  # a daemon that was away has missed these
             if slot.lost:
-                self._say({"op": "lost", "slot": slot.view.id})
+                self._say({"op": "lost", "slot": slot.view.id, "ran": slot.running})
             elif slot.drained_told:
                 self._say({"op": "drained", "slot": slot.view.id})
         _log.info("daemon connected")
@@ -94,6 +94,8 @@ class Control:
                 self._say({"op": "ack", "serial": snapshot.serial})
             case {"op": "stats"}:
                 self._say({"op": "stats", "tenants": self._router.statistics()})
+            case {"op": "activity"}:
+                self._say({"op": "activity", "tenants": self._router.activity()})
             case {"op": "shutdown"}:
                 self._loop.stop()
             case _:

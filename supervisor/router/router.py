@@ -41,6 +41,7 @@ _BUDGET: Final = 32
 _SWEEP_S: Final = 0.1
 _REST_S: Final = 0.005  # how long a tenant that was refused for overload is not read
 _MAX_ATTEMPTS: Final = 2
+_TELL_AGAIN_NS: Final = 500_000_000
 _MAX_SOCKETS: Final = 65535
 # As plain ints: looking up members of an enum shows in a profile.
 _REQUEST: Final = int(Kind.REQUEST)
@@ -161,7 +162,9 @@ class Router:
             tenant.slots.remove(slot)
             tenant.assign_slots()
         crashed = error("worker.crashed", "the worker died while it had this request", "see `bedsit events`")
+        hung = error("model.timeout", "the call ran for longer than the tenant may", "see `bedsit events`")
         orphans = slot.close()
+        culprit = orphans[0].rid if slot.is_hung and orphans else 0
         self._dispatch.abandon(orphans, slot)
         retry = []
         for request in orphans:
@@ -172,6 +175,8 @@ class Router:
                 self._finish(request, error("request.cancelled", "the caller withdrew the request"))
             elif tenant is not None and tenant.view.state == "stopped":
                 self._finish(request, admission.stopped(tenant.view.name))
+            elif request.rid == culprit:
+                self._finish(request, hung)
             elif tenant is None or not request.line.model.idempotent or request.attempts >= _MAX_ATTEMPTS:
                 self._finish(request, crashed)
             else:
@@ -186,13 +191,14 @@ class Router:
         tenant = self.tenants.get(slot.view.tenant)
         if tenant is not None:
             tenant.assign_slots()
+            tenant.count_waking(time.monotonic_ns())
             self._dispatch.pump(tenant)
 
     def _slot_lost(self, slot: SlotLink) -> None:
         tenant = self.tenants.get(slot.view.tenant)
         if tenant is not None:
             tenant.assign_slots()
-        self.tell({"op": "lost", "slot": slot.view.id})
+        self.tell({"op": "lost", "slot": slot.view.id, "ran": slot.running})
 
     def _slot_misbehaved(self, slot: SlotLink) -> None:
         self.tell({"op": "misbehaved", "slot": slot.view.id, "count": slot.misbehaved})
@@ -301,6 +307,8 @@ class Router:
         if 0 < tenant.queue_max <= tenant.queued:
             self._dispatch.pump(tenant)  # what came in the same turn may find room in a slot
         now_ns = time.monotonic_ns()
+        if not line.slots and tenant.is_open and not line.is_quarantined:
+            self._want(tenant, now_ns)
         admission.check(tenant, line, deadline_ns, len(packet), now_ns)
         if priority >= MODELS_PRIORITY:
             priority = line.priority
@@ -308,6 +316,13 @@ class Router:
         session.requests[ident] = request
         if not self._dispatch.send_now(tenant, request):
             tenant.push(request)
+
+    def _want(self, tenant: Tenant, now_ns: int) -> None:
+        """A request waits for the tenant's first slot: tell the daemon, and again while nothing comes."""
+        tenant.wanted_ns = tenant.wanted_ns or now_ns
+        if now_ns - tenant.told_ns > _TELL_AGAIN_NS:
+            tenant.told_ns = now_ns
+            self.tell({"op": "wanted", "tenant": tenant.view.name})
 
     def _tell_client(self, tenant: Tenant, packet: bytes) -> dict[str, Any]:
         wait_ns = tenant.rate.admit(time.monotonic_ns())
@@ -409,12 +424,33 @@ class Router:
         if cut := self._pressure.look(self._lanes):
             _log.error("cut a lane that used up this process", lane=cut)
         now_ns = time.monotonic_ns()
+        for slot in self.slots.values():
+            self._look_if_hung(slot, now_ns)
         for tenant in self.tenants.values():
             if tenant.waiting:
+                if not any(line.slots for line in tenant.waiting):
+                    self._want(tenant, now_ns)
                 late = [r for line in tenant.waiting for r in line.waiting() if 0 < r.deadline_ns <= now_ns]
                 for request in late:
                     if tenant.drop(request):
                         self._expire(request)
+
+    def _look_if_hung(self, slot: SlotLink, now_ns: int) -> None:
+        tenant = self.tenants.get(slot.view.tenant)
+        ran_ns = slot.runs_for_ns(now_ns)
+        if tenant is not None and 0 < tenant.run_max_ns < ran_ns and not slot.is_hung:
+            slot.is_hung = True
+            self.tell({"op": "hung", "slot": slot.view.id, "ran": slot.running, "after_s": ran_ns / 1e9})
+
+    def activity(self) -> dict[str, tuple[int, int]]:
+        """Time of workers used and waited for, in us, of those tenants that had requests since it was asked last."""
+        active = {}
+        for name, tenant in self.tenants.items():
+            if tenant.requests_total != tenant.seen_total or tenant.queued or tenant.in_flight:
+                tenant.seen_total = tenant.requests_total
+                backlog_ns = sum(line.cost_ns * (line.queued + line.in_flight) for line in tenant.lines.values())
+                active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000)
+        return active
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Counters per tenant; *busy_us* is what its workers were clocked at."""

@@ -69,6 +69,7 @@ class SlotLink:
         self.in_flight: dict[int, Request] = {}
         self.batches = 0  # under way
         self.lost = False
+        self.is_hung = False  # told
         self.drained_told = False
         self.misbehaved = 0
         self.received = 0  # packets on the ZeroMQ lane
@@ -97,6 +98,17 @@ class SlotLink:
     def is_ready(self) -> bool:
         """Whether requests may be dispatched here."""
         return self._said_ready and not self.lost and self.view.state == "serving"
+
+    @property
+    def running(self) -> tuple[int, int] | None:
+        """Model and version of the request that its worker is at, if there is one."""
+        oldest = next(iter(self.in_flight.values()), None)
+        return oldest.line.key if oldest is not None else None
+
+    def runs_for_ns(self, now_ns: int) -> int:
+        """For how long its worker has been at one request; 0 when it has none."""
+        oldest = next(iter(self.in_flight.values()), None)
+        return now_ns - max(oldest.sent_ns, self.free_ns) if oldest is not None else 0
 
     @property
     def lane_is_open(self) -> bool:

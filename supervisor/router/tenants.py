@@ -45,9 +45,13 @@ class Tenant:
         self.in_flight = 0
         self.requests_total = 0
         self.errors_total = 0
+        self.seen_total = 0  # of those in all, when its activity was asked for
         self.refused_total = 0  # of the errors: for want of room, rate or time
         self.busy_ns = 0  # what its workers were clocked at
         self.received = 0  # packets on the ZeroMQ endpoint
+        self.wanted_ns = 0  # since when somebody waits for its first slot
+        self.told_ns = 0  # when the daemon was last told of that
+        self.waking_ns = 0  # how long that took the last time
         self.held_off = False  # it is not read because its queue was full
         self.port: ZmqPort | None = None
         self._loop = loop
@@ -66,6 +70,8 @@ class Tenant:
         self.max_inflight = view.max_inflight
         self.concurrency_max = view.concurrency_max
         self.is_stopped = view.state == "stopped"
+        self.is_open = view.state == "running"
+        self.run_max_ns = int(view.run_max_s * 1e9)
         self.model_names: dict[str, ModelView] = {m.name: m for m in view.models}
         self.model_numbers: dict[int, ModelView] = {m.number: m for m in view.models}
         self.rate.update(view.rate_per_s, view.burst)
@@ -78,6 +84,7 @@ class Tenant:
                     line = Line(model, row.version, policy)
                 else:
                     line.update(model, policy)
+                line.is_quarantined = row.quarantined
                 known[line.key] = line
         self.lines = known
         self.assign_slots()
@@ -86,6 +93,12 @@ class Tenant:
         """Find out anew which slots serve which line."""
         for line in self.lines.values():
             line.slots = [slot for slot in self.slots if slot.is_ready and line.key in slot.models]
+
+    def count_waking(self, now_ns: int) -> None:
+        """Its first slot is there, if it waited for one: remember how long that took."""
+        if self.wanted_ns:
+            self.waking_ns = now_ns - self.wanted_ns
+            self.wanted_ns = self.told_ns = 0
 
     def push(self, request: Request, *, first: bool = False) -> None:
         """Let a request wait; *first* where it has waited before."""

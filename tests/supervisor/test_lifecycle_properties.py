@@ -12,13 +12,22 @@ from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.lifecycle import House
+from bedsit.supervisor.policy import ModelSet, Policy
 from bedsit.supervisor.stimuli import Timer
 from bedsit.supervisor.tenancy import Limits
 
 TENANTS = st.sampled_from(["a", "b", "c"])
 SETS = st.sampled_from([(), ((1, 1),), ((1, 1), (1, 2)), ((1, 2), (2, 1))])
+POLICIES = st.builds(
+    lambda restart, most, quarantine, bounds: Policy(restart, most, 600.0, quarantine, *bounds, idle_s=1.0),
+    st.sampled_from(["permanent", "transient", "temporary"]),
+    st.sampled_from([0, 2]),
+    st.sampled_from([0, 2]),
+    st.sampled_from([(0, 1), (1, 1), (0, 2), (1, 3), (2, 2)]),
+)
+PLACES = st.sampled_from([None, (1, 1), (1, 2), (9, 9)])
 PROFILES = st.sampled_from(["standard", "subprocess"])
-CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 1")])
+CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 0")])
 POOL, MOST, FORKS = 2, 5, 3
 
 
@@ -35,7 +44,7 @@ class Shell(RuleBasedStateMachine):
         self.pending: set[str] = set()
         self.answered: list[str] = []
         self.timers: set[Timer] = set()
-        self.assigned: dict[str, tuple[str, on.ModelSet]] = {}
+        self.assigned: dict[str, tuple[str, ModelSet]] = {}
         self.destroyed: set[str] = set()
         self.gone: set[str] = set()
         self.published: dict[str, str] = {}
@@ -44,7 +53,7 @@ class Shell(RuleBasedStateMachine):
         self.builders: dict[str, int] = {}
         self.blank: set[str] = set()
         self.about = ""
-        self.closing = self.finished = False
+        self.closing = self.finished = self.tight = False
         self.hear(on.Begin())
         self.zygote_comes(works=True)
 
@@ -52,8 +61,11 @@ class Shell(RuleBasedStateMachine):
         """Handle a stimulus and carry out what follows."""
         self.about = getattr(stimulus, "slot", "")
         self.blank = {slot.id for slot in self.house.slots.values() if slot.state == "blank"}
+        self.hear_later: on.Stimulus | None = None
         for instruction in self.house.handle(stimulus):
             self.carry_out(instruction)
+        if self.hear_later is not None:
+            self.hear(self.hear_later)
 
     def carry_out(self, instruction: do.Instruction) -> None:
         """Do what the shell would do, and check that it may be asked."""
@@ -95,11 +107,18 @@ class Shell(RuleBasedStateMachine):
                 assert not self.house.slots
                 assert not self.finished, "finished once"
                 self.finished = True
+            case do.FindRoom():
+                assert self.house._waiting, "somebody needs it"
+                self.hear_later = on.RoomFound(("a", "b", "c"), "full")
+            case do.Quarantine(tenant, place):
+                assert place in self.house.tenants[tenant].models
             case do.Publish():
                 self.published = {slot.id: slot.state for slot in self.house.slots.values() if slot.tenant}
 
     def makes_room(self, slot: str) -> bool:
-        """Whether a blank slot may go for the sake of a profile that the pool does not hold, or is of one itself."""
+        """Whether a blank slot may go: for want of memory, or of a profile that the pool does not hold, or it is of one."""
+        if self.tight:
+            return True
         waits = any(tenant.profile != "standard" for tenant in self.house._waiting.values())
         return waits or self.house.slots[slot].profile != "standard"
 
@@ -139,10 +158,33 @@ class Shell(RuleBasedStateMachine):
         generation, self.zygote = self.zygote, 0
         self.hear(on.ZygoteDown(generation, "gone"))
 
-    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES)
-    def set_tenant(self, *, tenant: str, running: bool, models: on.ModelSet, profile: Profile) -> None:
+    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES, policy=POLICIES)
+    def set_tenant(self, *, tenant: str, running: bool, models: ModelSet, profile: Profile, policy: Policy) -> None:
         """The operator wishes."""
-        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile))
+        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy))
+
+    @rule(tenant=TENANTS, models=SETS, policy=POLICIES)
+    def start_tenant(self, *, tenant: str, models: ModelSet, policy: Policy) -> None:
+        """The operator wishes for what most wish for."""
+        self.hear(on.TenantSet(tenant, running=True, strict=False, models=models, policy=policy))
+
+    @rule(tenant=TENANTS, slots=st.integers(0, 5))
+    def meter_says(self, *, tenant: str, slots: int) -> None:
+        """More or fewer slots are needed, or none."""
+        self.hear(on.TenantLoad(tenant, slots) if slots else on.TenantIdle(tenant))
+
+    @rule(tenant=TENANTS)
+    def request_comes(self, tenant: str) -> None:
+        """Somebody asks for a tenant without a slot."""
+        self.hear(on.TenantWanted(tenant))
+
+    @rule(tight=st.booleans())
+    def memory_ends(self, *, tight: bool) -> None:
+        """The box runs out of memory, or has some again."""
+        self.tight |= tight
+        self.hear(on.MemoryTight(tight))
+        if tight:
+            self.hear(on.RoomFound(("c", "x", "a", "b"), "why not"))
 
     @rule(tenant=TENANTS)
     def delete_tenant(self, tenant: str) -> None:
@@ -150,7 +192,7 @@ class Shell(RuleBasedStateMachine):
         self.hear(on.TenantGone(tenant))
 
     @rule(tenant=TENANTS, models=SETS, fails=st.booleans())
-    def roll(self, *, tenant: str, models: on.ModelSet, fails: bool) -> None:
+    def roll(self, *, tenant: str, models: ModelSet, fails: bool) -> None:
         """Somebody deploys."""
         operation = f"op{next(self.operations)}"
         self.pending.add(operation)
@@ -205,7 +247,9 @@ class Shell(RuleBasedStateMachine):
     def router_says(self, data: st.DataObject) -> None:
         """The router says something of any slot."""
         slot = self.some_slot(data)
-        self.hear(data.draw(st.sampled_from([on.SlotLost(slot), on.SlotDrained(slot)])))
+        ran = data.draw(PLACES)
+        news = [on.SlotLost(slot, ran), on.SlotDrained(slot), on.SlotHung(slot, ran, "a call has not ended")]
+        self.hear(data.draw(st.sampled_from(news)))
 
     @precondition(lambda self: self.destroyed - self.gone)
     @rule(data=st.data())
@@ -236,32 +280,43 @@ class Shell(RuleBasedStateMachine):
         assert len(self.house.slots) <= MOST
 
     @invariant()
-    def one_slot_per_tenant_takes_requests(self) -> None:
-        """Two serving slots of one tenant would break the order of its requests."""
-        serving = [slot.tenant for slot in self.house.slots.values() if slot.state == "serving"]
-        assert len(serving) == len(set(serving))
-
-    @invariant()
-    def tenants_and_slots_agree(self) -> None:
-        """What a tenant thinks that it has, it has."""
-        for tenant in self.house.tenants.values():
-            if tenant.slot is not None:
-                slot = self.house.slots[tenant.slot]
-                assert (slot.tenant, slot.models, slot.profile) == (tenant.name, tenant.models, tenant.profile)
-                assert slot.state in ("loading", "serving")
-                assert self.assigned[slot.id] == (tenant.name, tenant.models)
-            if tenant.roll is not None and tenant.roll.slot is not None:
-                assert self.house.slots[tenant.roll.slot].state == "loading"
-
-    @invariant()
-    def nobody_is_forgotten(self) -> None:
-        """A tenant that wants a slot has one, waits for one, or rests with its timer set."""
+    def no_more_slots_take_requests_than_the_policy_says(self) -> None:
+        """Fresh ones, and of those that are replaced as many as are not replaced yet."""
         if self.closing:
             return
         for tenant in self.house.tenants.values():
-            if tenant.running and tenant.models and tenant.slot is None:
-                waits = ("tenant", tenant.name) in self.house._waiting
-                assert waits or Timer("restart", tenant.name) in self.timers
+            assert len(tenant.fresh) <= tenant.wanted <= tenant.policy.max_slots
+            assert len(tenant.serving) <= max(tenant.wanted, len(tenant.fresh))
+
+    @invariant()
+    def tenants_and_slots_agree(self) -> None:
+        """What a tenant thinks that it has, it has; who serves and is not leaving is of its tenant's crew."""
+        for tenant in self.house.tenants.values():
+            for slot in tenant.crew.values():
+                assert self.house.slots[slot.id] is slot
+                assert slot.tenant == tenant.name
+                assert slot.state in ("loading", "serving")
+                assert self.assigned[slot.id] == (tenant.name, slot.models)
+            for slot in tenant.fresh:
+                assert tenant.fits(slot)
+            if tenant.roll is not None and tenant.roll.slot is not None:
+                assert self.house.slots[tenant.roll.slot].state == "loading"
+        if not self.closing:
+            for slot in self.house.slots.values():
+                if slot.state == "serving":
+                    assert slot.id in self.house.tenants[slot.tenant or ""].crew
+
+    @invariant()
+    def nobody_is_forgotten(self) -> None:
+        """A tenant that should have more slots waits for one, or rests with its timer set."""
+        if self.closing:
+            return
+        for tenant in self.house.tenants.values():
+            if tenant.resting:
+                assert Timer("restart", tenant.name) in self.timers
+            elif tenant.wanted > len(tenant.fresh):
+                assert ("tenant", tenant.name) in self.house._waiting
+            assert not tenant.running or tenant.target >= tenant.policy.min_slots
 
     @invariant()
     def a_zygote_is_there_or_on_its_way(self) -> None:
@@ -285,7 +340,7 @@ class Shell(RuleBasedStateMachine):
         if self.closing or self.house._pool_resting or self.house.rotation.current is None:
             return
         blank = sum(slot.state == "blank" and slot.profile != "standard" for slot in self.house.slots.values())
-        assert blank <= sum(tenant.profile != "standard" for tenant in self.house._waiting.values())
+        assert blank <= sum(max(1, t.missing) for t in self.house._waiting.values() if t.profile != "standard")
 
     @invariant()
     def an_open_operation_can_end(self) -> None:

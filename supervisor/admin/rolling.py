@@ -1,0 +1,33 @@
+"""A new set of models for a tenant, or fresh slots for the one that it has: loaded first, then switched over to."""
+
+from collections.abc import Callable
+
+from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.admin.call import Call
+from bedsit.supervisor.desk import Desk
+from bedsit.supervisor.operations import Manifests
+from bedsit.supervisor.policy import ModelSet
+from bedsit.supervisor.registry import TenantRow
+
+
+async def roll(
+    desk: Desk,
+    row: TenantRow,
+    models: ModelSet,
+    commit: Callable[[Manifests], None],
+    call: Call,
+    timeout_s: float | None,
+) -> None:
+    """Answers once the new slot serves. Raises what keeps it from that, and nothing has changed then.
+
+    *commit* writes it down. *timeout_s* None: as long as the configuration says.
+    """
+    operation = desk.operations.open(commit, call.progress)
+    try:
+        within_s = timeout_s or desk.config.load_timeout_s
+        desk.feed(on.RollAsked(operation.id, row.name, models, within_s))
+        refused = await operation.answer
+        if refused is not None:
+            raise refused
+    finally:
+        desk.operations.close(operation)
