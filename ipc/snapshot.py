@@ -76,7 +76,7 @@ class TenantView(msgspec.Struct, frozen=True):
     burst: int = 1
     concurrency_max: int = 0
     queue_bytes_max: int = 16 << 20
-    run_max_s: float = 0.0
+    run_max_s: float = 300.0
 
 
 class SlotView(msgspec.Struct, frozen=True):

@@ -89,6 +89,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router_spin_us: int = 0
     #: A replaced slot may finish its requests within this time.
     drain_timeout_s: float = 60.0
+    #: A slot that has served for less is not taken from its tenant for being idle: whoever just came back stays.
+    residence_s: float = 10.0
     #: Writable file systems of a slot; their pages count against the tenant's memory.
     tmp_bytes: int = 64 << 20
     bundle_bytes: int = 2 << 30
@@ -195,8 +197,17 @@ def _check(config: Config) -> None:
     require("pool_size", "must be below max_slots", ok=0 <= config.pool_size < config.max_slots)
     # Each generation begins with the blank slots that it replaces: otherwise it would be the last one's turn at once.
     require("zygote_forks_max", "must be above pool_size", ok=config.zygote_forks_max > config.pool_size)
-    for key in ("load_timeout_s", "drain_timeout_s", "tmp_bytes", "bundle_bytes", "log_bytes", "artifact_bytes"):
+    for key in (
+        "load_timeout_s",
+        "drain_timeout_s",
+        "residence_s",
+        "tmp_bytes",
+        "bundle_bytes",
+        "log_bytes",
+        "artifact_bytes",
+    ):
         require(key, "must be above 0", ok=getattr(config, key) > 0)
+    require("memory_reserve_bytes", "must not be below 0", ok=config.memory_reserve_bytes >= 0)
     # What the router is told of a tenant has its range in its type.
     for key in ("memory_bytes", "cpus", "pids", "arena_bytes", "max_inflight"):
         require(f"tenant.{key}", "must be above 0", ok=getattr(config.tenant, key) > 0)

@@ -182,6 +182,7 @@ class Daemon:
                 config.load_timeout_s,
                 config.drain_timeout_s,
                 config.zygote_forks_max,
+                config.residence_s,
             ),
             lambda: f"s{secrets.token_hex(4)}",
         )

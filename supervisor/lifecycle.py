@@ -35,8 +35,6 @@ from bedsit.supervisor.transitions import TRANSITIONS, InvalidTransition, SlotEv
 
 #: A slot that served this long has its tenant's failures forgiven, and a zygote that lived this long those before it.
 HEALTHY_AFTER_S: Final = 60.0
-#: A slot that served this long may be parked: whoever came back a moment ago is not sent away again.
-SETTLED_AFTER_S: Final = 10.0
 #: Somebody who waits for room asks for it again after so long.
 ROOM_AGAIN_S: Final = 0.25
 #: A worker that closed its socket may take this long to be seen dead before it is killed.
@@ -260,10 +258,11 @@ class House:
 
     def _forgive(self, tenant: Tenant) -> None:
         """Start anew with it: no rest any more, a restart may come at once."""
+        if tenant.deaths:
+            self._out.append(do.StopTimer(Timer("period", tenant.name)))
         tenant.failures = tenant.deaths = 0
         tenant.blames.clear()
         tenant.given_up = False
-        self._out.append(do.StopTimer(Timer("period", tenant.name)))
         if tenant.resting:
             tenant.resting = False
             self._out.append(do.StopTimer(Timer("restart", tenant.name)))
@@ -426,7 +425,7 @@ class House:
             do.StopTimer(Timer("load", slot.id)),
             do.Record(slot.id, "serving"),
             do.SetTimer(Timer("healthy", tenant.name), HEALTHY_AFTER_S),
-            do.SetTimer(Timer("settled", slot.id), SETTLED_AFTER_S),
+            do.SetTimer(Timer("settled", slot.id), self._limits.residence_s),
         ]
         self._dirty = True
 

@@ -366,12 +366,18 @@ class Registry:
             db.execute(f"UPDATE models SET {changes} WHERE tenant = :tenant AND number = :number", fields)
 
     def delete_versions(self, tenant: int, number: int, versions: set[int]) -> None:
-        """Retire *versions* of a model; the newest one left is the default, and with none left the model is gone."""
+        """Retire *versions* of a model; the newest one left is the default, and with none left the model is gone.
+
+        One in quarantine is the default only where all are.
+        """
         with self._writing(tenant) as db:
             for version in versions:
                 what = (tenant, number, version)
                 db.execute("DELETE FROM versions WHERE tenant = ? AND model = ? AND version = ?", what)
-            query = "SELECT max(version) FROM versions WHERE tenant = ? AND model = ?"
+            query = (
+                "SELECT coalesce(max(version) FILTER (WHERE quarantined_at IS NULL), max(version)) FROM versions"
+                " WHERE tenant = ? AND model = ?"
+            )
             (newest,) = db.execute(query, (tenant, number)).fetchone()
             if newest is None:
                 db.execute("DELETE FROM models WHERE tenant = ? AND number = ?", (tenant, number))
@@ -380,21 +386,26 @@ class Registry:
                 db.execute(change, (newest, tenant, number))
 
     def quarantine(self, tenant: int, number: int, version: int, at: str) -> int | None:
-        """Take a version out of use. Gives the one that answers for its model from now on; None when there is none."""
+        """Take a version out of use. Gives the one that answers for its model from now on; None when there is none.
+
+        For the default that is the one before it, or else the newest.
+        """
         with self._writing(tenant) as db:
             place = (tenant, number, version)
             change = "UPDATE versions SET quarantined_at = ? WHERE tenant = ? AND model = ? AND version = ?"
             db.execute(change, (at, *place))
-            query = (
-                "SELECT max(version) FILTER (WHERE version < ?3), max(version) FROM versions"
-                " WHERE tenant = ?1 AND model = ?2 AND quarantined_at IS NULL"
+            change = (
+                "UPDATE models SET default_version = (SELECT coalesce(max(version) FILTER (WHERE version < ?3),"
+                " max(version), ?3) FROM versions WHERE tenant = ?1 AND model = ?2 AND quarantined_at IS NULL)"
+                " WHERE tenant = ?1 AND number = ?2 AND default_version = ?3"
             )
-            earlier, any_left = db.execute(query, place).fetchone()
-            fallback: int | None = earlier if earlier is not None else any_left
-            if fallback is not None:
-                change = "UPDATE models SET default_version = ? WHERE tenant = ? AND number = ? AND default_version = ?"
-                db.execute(change, (fallback, *place))
-        return fallback
+            db.execute(change, place)
+            query = (
+                "SELECT version FROM versions JOIN models ON models.tenant = versions.tenant AND number = model"
+                " WHERE versions.tenant = ? AND number = ? AND version = default_version AND quarantined_at IS NULL"
+            )
+            answering = db.execute(query, place[:2]).fetchone()
+        return answering[0] if answering else None
 
     def release(self, tenant: int, number: int) -> None:
         """Bring all versions of a model back into use; its newest one answers."""

@@ -98,11 +98,12 @@ class Tenant:
 
     @property
     def surplus(self) -> Sequence[Slot]:
-        """Those of the crew that can go: the newest that are too many, and the stale ones that were replaced."""
+        """Those of the crew that can go: the newest that are too many, stale ones that are replaced or still load."""
         fresh = self.fresh
-        stale = [slot for slot in self.crew.values() if slot.stale]
         unready = max(0, self.wanted - sum(slot.state == "serving" for slot in fresh))
-        return [*fresh[self.wanted :], *stale[: max(0, len(stale) - unready)]]
+        stale = [slot for slot in self.serving if slot.stale]
+        loading = [slot for slot in self.crew.values() if slot.stale and slot.state != "serving"]
+        return [*fresh[self.wanted :], *loading, *stale[: max(0, len(stale) - unready)]]
 
     @property
     def can_park(self) -> bool:
@@ -132,6 +133,7 @@ class Limits:
     load_timeout_s: float
     drain_timeout_s: float
     zygote_forks_max: int
+    residence_s: float = 10.0
 
 
 @dataclass(frozen=True)

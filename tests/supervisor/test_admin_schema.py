@@ -70,6 +70,14 @@ def test_names_what_is_wrong(message: object, says: str) -> None:
         ("queue_max", (0, 100_001), "1 to 100000"),
         ("queue_bytes_max", ((64 << 10) - 1, (16 << 30) + 1), "64 KiB to 16 GiB"),
         ("sessions_max", (0, 100_001), "1 to 100000"),
+        ("restart", ("", "always", "Permanent", 1), "permanent, transient or temporary"),
+        ("restarts_max", (-1, 10_001, 1.5, math.nan), "0 to 10000, 0 for no limit"),
+        ("restart_period_s", (0, 0.999, 86_401, math.nan, math.inf), "1 to 86400 seconds"),
+        ("quarantine_after", (-1, 1001), "0 to 1000, 0 for never"),
+        ("min_slots", (-1, 1025), "0 to 1024"),
+        ("max_slots", (0, 1025), "1 to 1024"),
+        ("idle_s", (-1, 31_536_001, math.nan, math.inf, "5m"), "0 to 31536000 seconds, 0 for never"),
+        ("run_max_s", (-0.1, 86_401, math.nan), "0 to 86400 seconds, 0 for no limit"),
     ],
 )
 @pytest.mark.parametrize("op", ["tenant.create", "tenant.set"])
@@ -103,7 +111,9 @@ def test_the_ends_of_the_ranges_are_taken() -> None:
     """As they are."""
     least = {"weight": 1, "min_share": 0, "rate_per_s": 0, "burst": 1, "concurrency_max": 0, "queue_max": 1}
     most = {"weight": 10_000, "min_share": 1, "rate_per_s": 1e6, "burst": 100_000, "queue_bytes_max": 16 << 30}
-    for said in (least, most):
+    fewest = {"restarts_max": 0, "restart_period_s": 1, "quarantine_after": 0, "min_slots": 0, "max_slots": 1}
+    longest = {"restarts_max": 10_000, "restart_period_s": 86_400, "idle_s": 31_536_000, "run_max_s": 86_400}
+    for said in (least, most, fewest, longest):
         assert ask("tenant.set", name="a", **said) == schema.TenantSet("a", **said)
     said = {"rate_per_s": 0.0, "burst": 1, "concurrency_max": 0, "queue_max": 0, "priority": 0}
     assert ask("model.set", tenant="a", name="m", **said) == schema.ModelSet("a", "m", **said)  # type: ignore[arg-type]

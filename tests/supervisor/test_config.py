@@ -53,6 +53,19 @@ def test_what_the_router_holds_tenants_to_has_its_usual_values(tmp_path: Path) -
     assert (tenant.concurrency_max, tenant.queue_bytes_max, tenant.queue_max) == (2, 32 << 20, 5)
 
 
+def test_how_slots_come_and_go_has_its_usual_values(tmp_path: Path) -> None:
+    """For tenants that say nothing; and how much memory is kept free for that."""
+    text = 'memory_reserve_bytes = "1 GiB"\n[tenant]\nrestart = "transient"\nrestarts_max = 5\nrestart_period_s = 60\n'
+    more = "quarantine_after = 0\nmin_slots = 0\nmax_slots = 4\nidle_s = 300\nrun_max_s = 2.5\n"
+    config = load_config(write(tmp_path, text + more), {})
+    tenant = config.tenant
+
+    assert config.memory_reserve_bytes == 1 << 30
+    assert (tenant.restart, tenant.restarts_max, tenant.restart_period_s) == ("transient", 5, 60.0)
+    assert (tenant.quarantine_after, tenant.min_slots, tenant.max_slots) == (0, 0, 4)
+    assert (tenant.idle_s, tenant.run_max_s) == (300.0, 2.5)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -82,6 +95,14 @@ def test_what_the_router_holds_tenants_to_has_its_usual_values(tmp_path: Path) -
         ('[tenant]\nservice_class = "fast"', "'fast' - at `$.tenant.service_class`"),
         ('[tenant]\nqueue_bytes_max = "1KiB"', ">= 65536 - at `$.tenant.queue_bytes_max`"),
         ("[tenant]\nsessions_max = 0", ">= 1 - at `$.tenant.sessions_max`"),
+        ('[tenant]\nrestart = "always"', "'always' - at `$.tenant.restart`"),
+        ("[tenant]\nrestart_period_s = 0", ">= 1.0 - at `$.tenant.restart_period_s`"),
+        ("[tenant]\nidle_s = nan", ">= 0.0 - at `$.tenant.idle_s`"),
+        ("[tenant]\nmax_slots = 0", ">= 1 - at `$.tenant.max_slots`"),
+        ("[tenant]\nmin_slots = 2", "tenant.min_slots must not be above tenant.max_slots"),
+        ("[tenant]\nmin_slot = 2", "did you mean 'min_slots'?"),
+        ("memory_reserve_bytes = -1", "memory_reserve_bytes must not be below 0"),
+        ('memory_reserve_bytes = "1 GB"', "is no size"),
         ("[tenant]\nmin_share = 0.1", "unknown key 'tenant.min_share'"),
     ],
 )

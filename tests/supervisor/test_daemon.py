@@ -35,6 +35,14 @@ USUAL = {
     "queue_max": 1024,
     "queue_bytes_max": 16 << 20,
     "sessions_max": 64,
+    "restart": "permanent",
+    "restarts_max": 0,
+    "restart_period_s": 600.0,
+    "quarantine_after": 3,
+    "min_slots": 1,
+    "max_slots": 1,
+    "idle_s": 0.0,
+    "run_max_s": 300.0,
 }
 
 

@@ -48,6 +48,11 @@ def kinds(out: list[do.Instruction]) -> list[str]:
     return [type(instruction).__name__ for instruction in out if not isinstance(instruction, do.Tell)]
 
 
+def crew(house: House, tenant: str = "a") -> list[str]:
+    """The slots that take a tenant's requests or are about to, oldest first."""
+    return list(house.tenants[tenant].crew)
+
+
 def answer(out: list[do.Instruction]) -> BedsitError | None:
     """The answer among the instructions."""
     (found,) = [instruction for instruction in out if isinstance(instruction, do.Answer)]
@@ -102,10 +107,10 @@ def test_a_dead_slot_is_replaced_at_once_and_stays_known() -> None:
     out = house.handle(on.SlotDied("s1", KILLED))
 
     assert kinds(out) == [
-        *["StopTimer"] * 3, "DestroySlot", "StopTimer", "CountRestart",
+        *["StopTimer"] * 4, "DestroySlot", "StopTimer", "CountRestart", "SetTimer",
         "SetTimer", "AssignSlot", "BuildSlot", "Publish",
     ]  # fmt: skip
-    assert (house.slots["s1"].state, house.tenants["a"].slot) == ("dying", "s2")
+    assert (house.slots["s1"].state, crew(house)) == ("dying", ["s2"])
     assert kinds(house.handle(on.SlotGone("s1"))) == ["Publish"]
     assert "s1" not in house.slots
 
@@ -179,7 +184,7 @@ def test_a_failed_roll_leaves_the_old_slot_serving() -> None:
     house.handle(on.RollAsked("op", "a", TWO, 60.0))
     house.handle(on.LoadFailed("s2", error("model.load_failed", "no")))
 
-    assert (house.tenants["a"].slot, house.tenants["a"].models) == ("s1", ONE)
+    assert (crew(house), house.tenants["a"].models) == (["s1"], ONE)
     assert house.tenant_state("a") == "running"
 
 
@@ -190,12 +195,12 @@ def test_the_old_slot_may_die_during_a_roll() -> None:
     house.handle(on.SlotBuilt("s3", 1))
     house.handle(on.SlotDied("s1", KILLED))
 
-    assert (house.slots["s3"].state, house.tenants["a"].slot) == ("loading", "s3")
+    assert (house.slots["s3"].state, crew(house)) == ("loading", ["s3"])
 
     house.handle(on.ModelsLoaded("s2"))
     house.handle(on.RollCommitted("op"))
 
-    assert (house.slots["s3"].state, house.tenants["a"].slot) == ("dying", "s2")
+    assert (house.slots["s3"].state, crew(house)) == ("dying", ["s2"])
 
 
 def test_rolls_are_refused_when_they_cannot_succeed() -> None:
@@ -243,7 +248,7 @@ def test_a_stopped_tenant_drains_and_a_started_one_returns() -> None:
 
     house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
 
-    assert house.tenants["a"].slot == "s2"
+    assert crew(house) == ["s2"]
 
 
 def test_a_slot_that_does_not_drain_in_time_is_ended() -> None:
@@ -430,7 +435,7 @@ def test_a_tenant_gets_a_slot_of_the_newest_generation() -> None:
     house.handle(on.SlotBuilt("s4", 2))
     house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
 
-    assert house.tenants["a"].slot == "s4"
+    assert crew(house) == ["s4"]
 
 
 def test_a_rotation_goes_on_under_the_next_daemon() -> None:
@@ -519,8 +524,8 @@ def test_what_cannot_be_is_an_error_with_a_story() -> None:
         house.handle(on.SlotGone("s1"))
 
 
-def test_adopts_who_fits_and_drains_who_does_not() -> None:
-    """After recovery, a slot with other models than the registry's finishes and goes."""
+def test_adopts_who_fits_and_replaces_who_does_not() -> None:
+    """A slot with other models than the registry's serves until one with these does; one that loads them is no use."""
     house = make_house()
     house.handle(on.TenantSet("a", running=True, strict=True, models=TWO))
     house.handle(on.SlotAdopted("old", "serving", "a", ONE, degraded=False, generation=1))
@@ -528,10 +533,16 @@ def test_adopts_who_fits_and_drains_who_does_not() -> None:
     house.handle(on.SlotAdopted("none", "serving", "deleted", ONE, degraded=False, generation=1))
     house.handle(on.SlotAdopted("half", "loading", "a", ONE, degraded=False, generation=1))
 
-    assert {slot.id: slot.state for slot in house.slots.values()} == {
-        "old": "draining", "new": "loading", "none": "dying", "half": "dying",
+    house.handle(on.Begin())
+
+    assert {slot.id: slot.state for slot in house.slots.values() if slot.tenant} == {
+        "old": "serving", "new": "loading", "none": "dying", "half": "dying",
     }  # fmt: skip
-    assert house.tenants["a"].slot == "new"
+    assert crew(house) == ["old", "new"]
+
+    house.handle(on.ModelsLoaded("new"))
+
+    assert (house.slots["old"].state, crew(house)) == ("draining", ["new"])
 
 
 def test_shuts_down_when_the_last_slot_is_gone() -> None:
@@ -592,13 +603,18 @@ def test_a_full_box_gives_a_blank_slot_up() -> None:
 
 
 def test_a_changed_profile_is_a_new_slot() -> None:
-    """A slot keeps its profile for life: the old one drains, and one of the new profile is built."""
+    """A slot keeps its profile for life: the old one serves until one of the new profile does."""
     house = serving_house()
 
     out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
 
-    assert house.slots["s1"].state == "draining"
+    assert house.slots["s1"].state == "serving"
     assert do.BuildSlot("s3", "subprocess") in out
+    assert do.AssignSlot("s3", "a", ONE) in built(house, "s3")
+
+    house.handle(on.ModelsLoaded("s3"))
+
+    assert (house.slots["s1"].state, crew(house)) == ("draining", ["s3"])
 
 
 def test_an_adopted_slot_of_another_profile_is_replaced() -> None:
@@ -607,5 +623,11 @@ def test_an_adopted_slot_of_another_profile_is_replaced() -> None:
     house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="standard"))
 
     house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=False, generation=1, profile="subprocess"))
+    house.handle(on.Begin())
+    house.handle(on.SlotBuilt("s1", 1))
 
-    assert house.slots["s9"].state == "draining"
+    assert (house.slots["s9"].state, crew(house)) == ("serving", ["s9", "s1"])
+
+    house.handle(on.ModelsLoaded("s1"))
+
+    assert (house.slots["s9"].state, crew(house)) == ("draining", ["s1"])

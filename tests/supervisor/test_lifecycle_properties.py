@@ -116,7 +116,7 @@ class Shell(RuleBasedStateMachine):
                 self.published = {slot.id: slot.state for slot in self.house.slots.values() if slot.tenant}
 
     def makes_room(self, slot: str) -> bool:
-        """Whether a blank slot may go: for want of memory, or of a profile that the pool does not hold, or it is of one."""
+        """Whether a blank slot may go: for want of memory, or for a profile that the pool does not hold."""
         if self.tight:
             return True
         waits = any(tenant.profile != "standard" for tenant in self.house._waiting.values())
@@ -314,7 +314,7 @@ class Shell(RuleBasedStateMachine):
         for tenant in self.house.tenants.values():
             if tenant.resting:
                 assert Timer("restart", tenant.name) in self.timers
-            elif tenant.wanted > len(tenant.fresh):
+            elif not tenant.given_up and tenant.wanted > len(tenant.fresh):
                 assert ("tenant", tenant.name) in self.house._waiting
             assert not tenant.running or tenant.target >= tenant.policy.min_slots
 

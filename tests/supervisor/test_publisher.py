@@ -41,6 +41,7 @@ ASKED = {
     "queue_max": 99,
     "queue_bytes_max": 1 << 20,
     "sessions_max": 7,
+    "run_max_s": 12.5,
 }
 ASKED_OF_MODEL = {"rate_per_s": 0.5, "burst": 2, "concurrency_max": 1, "queue_max": 9, "priority": 2}
 
@@ -95,7 +96,7 @@ def test_names_and_usual_values_are_the_same_all_the_way(desk: Desk) -> None:
     assert set(usual) <= {f.name for f in fields(NewTenant)}
     assert {name: getattr(of_tenant, name) for name in seen} == seen
     assert {name: usual[name] for name in seen if name != "min_share"} | {"min_share": 0.0} == seen
-    assert set(ADMISSION) == {*seen, "queue_max", "sessions_max"} == set(ASKED)
+    assert {*ADMISSION, "run_max_s"} == {*seen, "queue_max", "sessions_max"} == set(ASKED)
     assert {name: of_model[name] for name in MODEL_ADMISSION} == {name: of_view[name] for name in MODEL_ADMISSION}
     assert set(MODEL_ADMISSION) == set(ASKED_OF_MODEL)
 
@@ -134,6 +135,7 @@ CHANGES: dict[str, Callable[[Registry], object]] = {
     "key": lambda registry: registry.add_key(1, make_key(), "", AT),
     "revoked key": lambda registry: registry.revoke_key(1, KEY.id, AT),
     "version": lambda registry: registry.add_version(1, NewVersion(1, 2, "echo", "e", 1, True, b""), AT),
+    "quarantine": lambda registry: registry.quarantine(1, 1, 1, AT),
     "retired version": lambda registry: registry.delete_versions(1, 1, {1}),
     "tenant": lambda registry: registry.add_tenant(replace(VISION, name="audio"), make_key(), AT),
     "deleted tenant": lambda registry: registry.delete_tenant("vision"),
@@ -151,6 +153,28 @@ def test_each_change_is_in_the_next_snapshot(desk: Desk, change: Callable[[Regis
 
     assert after.tenants != before.tenants
     assert after.serial == before.serial + 2
+
+
+def test_a_tenant_that_drains_is_told_as_one_that_takes_nothing_new(desk: Desk) -> None:
+    """As long as its operator waits for that; nothing of it is in the registry."""
+    desk.publisher.draining.add("vision")
+    desk.registry.touch(1)
+    assert [tenant.state for tenant in desk.publish().tenants] == ["draining"]
+    desk.publisher.draining.clear()
+    assert [tenant.state for tenant in desk.publish().tenants] == ["draining"], "nobody said that it has changed"
+    desk.registry.touch(1)
+    assert [tenant.state for tenant in desk.publish().tenants] == ["running"]
+
+
+def test_a_version_in_quarantine_is_told_as_such(desk: Desk) -> None:
+    """The router refuses requests for it, with why; the one before it answers for its model."""
+    desk.add_version()
+    desk.add_version(version=2)
+    desk.registry.quarantine(1, 1, 2, AT)
+    (model,) = desk.publish().tenants[0].models
+
+    assert model.default == 1
+    assert [(row.version, row.quarantined) for row in model.versions] == [(1, False), (2, True)]
 
 
 def test_only_who_has_changed_is_read_anew(desk: Desk) -> None:

@@ -151,17 +151,26 @@ def test_a_draining_slot_goes_on_draining(routed_box: Any) -> None:
     routed_box.wait(lambda: not routed_box.ps(slot=before["slot"]))
 
 
+def wait_replaced(box: Any, slot: str) -> None:
+    """Wait until another slot serves in place of an adopted one, which goes after it and not before."""
+    assert slot in [event["slot"] for event in box.events("slot.adopted")]
+    (after,) = box.wait(lambda: [row for row in box.ps(state="serving") if row["slot"] != slot])
+    box.wait(lambda: not box.ps(slot=slot))
+    assert [row["slot"] for row in box.ps(state="serving")] == [after["slot"]]
+    order = [(event["kind"], event["slot"]) for event in box.events()]
+    assert order.index(("slot.assigned", after["slot"])) < order.index(("slot.destroyed", slot))
+
+
 def test_a_slot_of_models_that_were_not_committed_is_replaced(routed_box: Any) -> None:
-    """The registry decides: a slot with another set drains, and the committed set starts."""
+    """The registry decides: a slot with another set serves until one with the committed set does, then drains."""
     routed_box.tenant("vision")
     routed_box.deploy()
     (before,) = routed_box.ps(tenant="vision")
     routed_box.kill_daemon()
     edit_record(routed_box, before["slot"], models=[[1, 1], [2, 1]])
     routed_box.start(blank=0)
-    (after,) = routed_box.wait(lambda: routed_box.ps(state="serving"))
 
-    assert after["slot"] != before["slot"]
+    wait_replaced(routed_box, before["slot"])
 
 
 def test_a_slot_keeps_profile_and_proofs(routed_box: Any) -> None:
@@ -178,16 +187,15 @@ def test_a_slot_keeps_profile_and_proofs(routed_box: Any) -> None:
 
 
 def test_a_slot_of_a_changed_profile_is_replaced(routed_box: Any) -> None:
-    """The registry decides: a slot of another profile drains, and one of the wanted profile starts."""
+    """The registry decides: a slot of another profile serves until one of the wanted profile does, then drains."""
     routed_box.tenant("vision", profile="subprocess")
     routed_box.deploy()
     (before,) = routed_box.ps(tenant="vision")
     routed_box.kill_daemon()
     edit_record(routed_box, before["slot"], profile="standard")
     routed_box.start()
-    (after,) = routed_box.wait(lambda: routed_box.ps(state="serving"))
 
-    assert after["slot"] != before["slot"]
+    wait_replaced(routed_box, before["slot"])
 
 
 def test_a_tenant_deleted_meanwhile_loses_its_slot(routed_box: Any) -> None:

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from bedsit.ipc.errors import BedsitError
-from bedsit.supervisor import admission, migrations
+from bedsit.supervisor import admission, migrations, policy
 from bedsit.supervisor.causes import Cause
+from bedsit.supervisor.events import Events
 from bedsit.supervisor.keys import make_key
-from bedsit.supervisor.registry import ModelRow, NewTenant, NewVersion, Registry, VersionRow
+from bedsit.supervisor.registry import ModelRow, NewTenant, NewVersion, Registry, TenantRow, VersionRow, check_slots
 
 AT = "2026-11-23T22:01:02.123Z"
 VISION = NewTenant("vision", "strict", 1 << 28, 1.5, 64, 1 << 20, 10, 4, 8)
@@ -159,41 +160,150 @@ def test_the_database_of_a_newer_bedsit_is_refused(tmp_path: Path) -> None:
 
 
 def make_older(path: Path, steps: int) -> None:
-    """A database of a bedsit that took the first so many steps, with a tenant, its model and its tally."""
+    """A database of a bedsit that took the first so many steps, with a row or two in each of its tables."""
     db = sqlite3.connect(path, isolation_level=None)
     for name in migrations.NAMES[:steps]:
         db.executescript(files("bedsit.supervisor.migrations").joinpath(name).read_text())
     db.execute(f"PRAGMA user_version = {steps}")
     names = "name, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max, created_at"
     db.execute(f"INSERT INTO tenants ({names}) VALUES ('old', 'strict', 1, 1.0, 4, 1, 1, 1, 1, 'then')")
-    db.execute("INSERT INTO models VALUES (1, 1, 'echo', 3, 1, 4)")
-    db.execute("INSERT INTO versions VALUES (1, 1, 3, 'd', 10, x'00', 'then')")
-    db.execute("INSERT INTO tallies (tenant, restarts, cause) VALUES (1, 3, 'signal 9')")
+    db.execute(f"INSERT INTO tenants ({names}) VALUES ('off', 'best-effort', 1, 1.0, 4, 1, 1, 1, 1, 'now')")
+    db.execute("UPDATE tenants SET wanted = 'stopped' WHERE name = 'off'")
+    db.execute("INSERT INTO keys VALUES ('0a1b2c3d', 1, 'first', zeroblob(32), 'then', NULL)")
+    columns = "tenant, number, name, default_version, idempotent, next_version"
+    db.execute(f"INSERT INTO models ({columns}) VALUES (1, 1, 'echo', 3, 1, 4)")
+    columns = "tenant, model, version, digest, size, manifest, deployed_at"
+    db.execute(f"INSERT INTO versions ({columns}) VALUES (1, 1, 2, 'c', 9, x'01', 'before')")
+    db.execute(f"INSERT INTO versions ({columns}) VALUES (1, 1, 3, 'd', 10, x'00', 'then')")
+    if steps >= 2:
+        db.execute("INSERT INTO tallies (tenant, restarts, cause) VALUES (1, 3, 'signal 9')")
+        db.execute("INSERT INTO events (at, kind, tenant, text) VALUES ('then', 'tenant.created', 'old', 'by hand')")
     db.close()
 
 
-@pytest.mark.parametrize("steps", range(3, len(migrations.NAMES)))
-def test_limits_are_written_down_and_an_older_database_gets_those_that_change_nothing(
-    tmp_path: Path, steps: int
-) -> None:
-    """A tenant of before has the usual weights, every core and no limit of bandwidth or rate; what is set then is kept.
+@pytest.mark.parametrize("steps", range(1, len(migrations.NAMES)))
+def test_a_database_of_every_earlier_bedsit_is_taken_over(tmp_path: Path, steps: int) -> None:
+    """All that was in it is still there, every setting that it had not is the usual one, and it can be written to.
 
-    So has its model, whose own queue it had not.
+    That is: the usual weights, every core, no limit of bandwidth, rate or bytes, a slot all the time; and no queue of
+    its model's own, of which no version is in quarantine.
     """
     make_older(tmp_path / "bedsit.db", steps)
     registry = Registry(tmp_path / "bedsit.db")
-    old = registry.tenant("old")
+    off, old = registry.tenants()
 
-    assert (old.cpu_weight, old.cpu_idle, old.cores, old.io_bps) == (100, False, "all", 0)
-    assert (old.weight, old.service_class, old.min_share, old.rate_per_s) == (100, "interactive", 0.0, 0.0)
-    assert (old.burst, old.concurrency_max, old.queue_bytes_max, old.queue_max) == (1, 0, 16 << 20, 1)
-    assert registry.tally(1) == (3, "unknown", "signal 9")
+    assert old == TenantRow(1, "old", "running", "strict", 1, 1.0, 4, 1, 1, 1, 1, "then", "standard")
+    assert off == TenantRow(2, "off", "stopped", "best-effort", 1, 1.0, 4, 1, 1, 1, 1, "now", "standard")
+    assert [(key.id, key.revoked_at) for key in registry.keys(1)] == [("0a1b2c3d", None)]
+    assert registry.tally(1) == ((3, "unknown", "signal 9") if steps >= 2 else (0, None, None))
     (model,) = registry.models(1)
-    assert model == ModelRow(1, "echo", 3, True, (VersionRow(3, "d", 10, b"\x00", "then"),), 0.0, 1, 0, 0, 1)
-    new = replace(old, cpu_weight=7, cpu_idle=True, cores="0-1", io_bps=5, pids=9, service_class="batch", min_share=1.0)
+    versions = VersionRow(2, "c", 9, b"\x01", "before"), VersionRow(3, "d", 10, b"\x00", "then")
+    assert model == ModelRow(1, "echo", 3, True, versions, 0.0, 1, 0, 0, 1)
+    assert registry.digests() == {"c", "d"}
+    assert registry.propose_version(1, "echo") == (1, 4)
+
+    new = replace(
+        old, cpu_weight=7, cpu_idle=True, cores="0-1", io_bps=5, pids=9, service_class="batch", min_share=1.0,
+        restart="transient", restarts_max=4, restart_period_s=1.5, quarantine_after=0, min_slots=0, max_slots=3,
+        idle_s=2.5, run_max_s=0.0, profile="subprocess",
+    )  # fmt: skip
     registry.set_limits(new)
     assert registry.tenant("old") == new
+    assert registry.quarantine(1, 1, 3, AT) == 2
+    registry.add_version(1, version(1, 4), AT)
+    registry.count_restart(1, Cause("oom", "out of memory"))
+    assert registry.tally(1)[0] == (4 if steps >= 2 else 1)
+    events = Events(tmp_path / "bedsit.db", 10, lambda: AT)
+    events.add("daemon.started", "anew")
+    assert [event.text for event in events.last(10, None)][-1] == "anew"
+    assert len(events.last(10, None)) == (2 if steps >= 2 else 1)
+    events.close()
     registry.close()
+
+    again = Registry(tmp_path / "bedsit.db")
+    assert again.tenant("old") == new
+    again.close()
+
+
+def add_versions(registry: Registry, count: int = 3) -> int:
+    """A tenant with so many versions of one model."""
+    tenant = registry.add_tenant(VISION, make_key(), AT).number
+    for number in range(1, count + 1):
+        registry.add_version(tenant, version(1, number), AT)
+    return tenant
+
+
+def quarantined(registry: Registry, tenant: int) -> tuple[int, list[int]]:
+    """The version that answers, and those that are out of use."""
+    (model,) = registry.models(tenant)
+    return model.default, [row.version for row in model.versions if row.quarantined_at is not None]
+
+
+def test_the_version_before_answers_for_one_in_quarantine(registry: Registry) -> None:
+    """Until none is left: then the last one's name stands for the model, which answers nothing."""
+    tenant = add_versions(registry)
+
+    assert registry.quarantine(tenant, 1, 3, AT) == 2
+    assert quarantined(registry, tenant) == (2, [3])
+    assert registry.quarantine(tenant, 1, 2, AT) == 1
+    assert registry.quarantine(tenant, 1, 1, AT) is None
+    assert quarantined(registry, tenant) == (1, [1, 2, 3])
+    assert registry.models(tenant)[0].versions[0].quarantined_at == AT
+
+    registry.release(tenant, 1)
+
+    assert quarantined(registry, tenant) == (3, [])
+
+
+def test_a_pinned_version_in_quarantine_leaves_the_default_alone(registry: Registry) -> None:
+    """Callers that name no version notice nothing."""
+    tenant = add_versions(registry)
+
+    assert registry.quarantine(tenant, 1, 2, AT) == 3
+    assert quarantined(registry, tenant) == (3, [2])
+
+
+def test_the_oldest_version_in_quarantine_is_answered_for_by_a_newer_one(registry: Registry) -> None:
+    """There is none before it; one that is there and not blamed is better than nothing."""
+    tenant = add_versions(registry, 2)
+    registry._db.execute("UPDATE models SET default_version = 1")
+
+    assert registry.quarantine(tenant, 1, 1, AT) == 2
+    assert quarantined(registry, tenant) == (2, [1])
+
+
+def test_a_new_version_answers_for_those_in_quarantine(registry: Registry) -> None:
+    """That is how it is mended. What is out of use stays so until it is released."""
+    tenant = add_versions(registry, 1)
+    registry.quarantine(tenant, 1, 1, AT)
+    registry.add_version(tenant, version(1, 2), AT)
+
+    assert quarantined(registry, tenant) == (2, [1])
+
+
+def test_a_version_in_quarantine_answers_for_no_retired_one(registry: Registry) -> None:
+    """The newest that is in use does, and only where none is the newest of all."""
+    tenant = add_versions(registry)
+    registry.quarantine(tenant, 1, 2, AT)
+    registry.delete_versions(tenant, 1, {3})
+
+    assert quarantined(registry, tenant) == (1, [2])
+
+    registry.delete_versions(tenant, 1, {1})
+
+    assert quarantined(registry, tenant) == (2, [2])
+
+
+def test_nobody_has_more_slots_at_least_than_at_most(registry: Registry) -> None:
+    """Refused before anything is written, for a new tenant and for one that is there."""
+    with pytest.raises(BedsitError, match=r"limit\.impossible.*at least 3 slots are more than at most 2"):
+        registry.add_tenant(replace(VISION, min_slots=3, max_slots=2), make_key(), AT)
+    assert registry.tenants() == []
+    row = registry.add_tenant(replace(VISION, min_slots=2, max_slots=2), make_key(), AT)
+    with pytest.raises(BedsitError, match=r"limit\.impossible"):
+        registry.set_limits(replace(row, max_slots=1, pids=9))
+    assert registry.tenant("vision") == row
+    check_slots(replace(row, min_slots=0))
 
 
 def test_a_models_limits_are_kept_by_its_next_version(registry: Registry) -> None:
@@ -275,6 +385,13 @@ RANGES: list[tuple[str, str, Any, Any, Any]] = [
     ("tenants", "burst", 1, 100_000, admission.Burst),
     ("tenants", "concurrency_max", 0, 10_000, admission.Concurrency),
     ("tenants", "queue_bytes_max", 64 << 10, 16 << 30, admission.QueueBytes),
+    ("tenants", "restarts_max", 0, 10_000, policy.Restarts),
+    ("tenants", "restart_period_s", 1.0, 86_400.0, policy.Period),
+    ("tenants", "quarantine_after", 0, 1000, policy.Deaths),
+    ("tenants", "min_slots", 0, 1024, policy.FewestSlots),
+    ("tenants", "max_slots", 1, 1024, policy.MostSlots),
+    ("tenants", "idle_s", 0.0, 31_536_000.0, policy.Idle),
+    ("tenants", "run_max_s", 0.0, 86_400.0, policy.Run),
     ("models", "rate_per_s", 0.0, 1e6, admission.Rate),
     ("models", "burst", 1, 100_000, admission.Burst),
     ("models", "concurrency_max", 0, 10_000, admission.Concurrency),
@@ -300,6 +417,16 @@ def test_ranges_are_those_of_the_requests(
             msgspec.convert(value, kind)
         with pytest.raises(sqlite3.IntegrityError):
             registry._db.execute(change, (value,))
+
+
+def test_restart_policies_are_those_of_the_requests(registry: Registry) -> None:
+    """The three words, and no fourth."""
+    registry.add_tenant(VISION, make_key(), AT)
+    for word in get_args(policy.Restart):
+        registry._db.execute("UPDATE tenants SET restart = ?", (word,))
+    for word in ("always", "", None, 1):
+        with pytest.raises(sqlite3.IntegrityError):
+            registry._db.execute("UPDATE tenants SET restart = ?", (word,))
 
 
 @pytest.mark.root
