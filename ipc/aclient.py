@@ -156,7 +156,7 @@ class AsyncClient:
                         self._link = link
                 except BedsitError as e:
                     # A router that was there before is on its way back; the caller's deadline bounds the wait.
-                    if e.code != "router.unavailable" or not restarting:
+                    if e.code != "router.unavailable" or not (restarting or e.detail.get("restarting")):
                         raise
                     await asyncio.sleep(_RECONNECT_EVERY_S)
             return self._link

@@ -249,8 +249,7 @@ class Client:
 
     def _open_link(self, deadline_ns: int) -> Link:
         """Connect. A router that was there before is restarting: try again until the deadline, or for a few seconds."""
-        patience_s = _RECONNECT_S if self._was_connected else 0.0
-        give_up_ns = time.monotonic_ns() + int(patience_s * 1e9)
+        give_up_ns = time.monotonic_ns() + int(_RECONNECT_S * 1e9)
         if deadline_ns:
             give_up_ns = min(give_up_ns, deadline_ns)
         while True:
@@ -265,6 +264,7 @@ class Client:
                     deadline_ns=deadline_ns,
                 )
             except BedsitError as e:
-                if e.code != "router.unavailable" or time.monotonic_ns() > give_up_ns:
+                is_restarting = self._was_connected or e.detail.get("restarting")
+                if e.code != "router.unavailable" or not is_restarting or time.monotonic_ns() > give_up_ns:
                     raise
             time.sleep(_RECONNECT_EVERY_S)

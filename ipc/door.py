@@ -56,9 +56,10 @@ class Door:
             self.socket.connect(str(path))
         except OSError as e:
             self.socket.close()
-            raise error(
-                "router.unavailable", f"cannot reach the router at {path}: {e.strerror or e}", "is bedsit up?"
-            ) from None
+            # Refused, and not absent: it was there a moment ago, and whoever keeps it starts another one.
+            restarting = isinstance(e, ConnectionRefusedError)
+            what = f"cannot reach the router at {path}: {e.strerror or e}"
+            raise error("router.unavailable", what, "is bedsit up?", restarting=restarting) from None
 
     def open(
         self, tenant: str | None, key: str | None, *, lane: LaneName = "fast", timeout_s: float = ANSWER_S

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import assert_never
+from typing import Final, assert_never
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.slot import Assignment, ModelToLoad
@@ -20,6 +20,10 @@ from bedsit.supervisor.registry import NewTenant, Registry, TenantRow
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.zygotes import Zygotes
+
+#: A realtime tenant gets so much more of a busy processor than its weight says; one of class batch gets what is left.
+_REALTIME: Final = 10
+_MAX_WEIGHT: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,13 @@ class Effects:
 
 
 def limits_of(row: TenantRow | NewTenant) -> Limits:
-    """What one slot of the tenant may use."""
+    """What one slot of the tenant may use; its class says whose turn it is on a busy processor, too."""
     return Limits(
-        row.memory_bytes, row.pids, row.cpus, row.cpu_weight, cpu_idle=row.cpu_idle, cores=row.cores, io_bps=row.io_bps
+        row.memory_bytes,
+        row.pids,
+        row.cpus,
+        min(_MAX_WEIGHT, row.cpu_weight * (_REALTIME if row.service_class == "realtime" else 1)),
+        cpu_idle=row.cpu_idle or row.service_class == "batch",
+        cores=row.cores,
+        io_bps=row.io_bps,
     )

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         loop.run()
     finally:
-        door.close()
+        door.close(for_good=control.told_to_end)
         control.close()
         router.close()
     return 0

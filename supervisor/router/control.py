@@ -28,6 +28,7 @@ class Control:
         self._socket: socket.socket | None = None
         self._frames = FrameReader(_MAX_SNAPSHOT)
         self._unsent = bytearray()
+        self.told_to_end = False
         router.tell = self._say
         self._connect()
 
@@ -97,6 +98,7 @@ class Control:
             case {"op": "activity"}:
                 self._say({"op": "activity", "tenants": self._router.activity()})
             case {"op": "shutdown"}:
+                self.told_to_end = True
                 self._loop.stop()
             case _:
                 _log.warning("unknown order from the daemon")

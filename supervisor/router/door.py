@@ -48,22 +48,25 @@ class Door:
         self._arena_numbers = itertools.count(1)
         self._waiting: dict[socket.socket, int] = {}  # the uid of each
         self._waiting_by_user: Counter[int] = Counter()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        beside = path.with_name(".door.new")
+        beside.unlink(missing_ok=True)
         self._listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         )
-        self._listener.bind(str(path))
-        path.chmod(0o666)  # any program on the box may knock; the key opens
+        self._listener.bind(str(beside))
+        beside.chmod(0o666)  # any program on the box may knock; the key opens
         refuse_descriptors(self._listener)
         self._listener.listen(_BACKLOG)
+        # In place of the last router's in one step: a client finds a door at all times, and waits where nobody answers.
+        beside.replace(path)
         loop.watch(self._listener.fileno(), self._accept)
 
-    def close(self) -> None:
-        """Let nobody in any more."""
+    def close(self, *, for_good: bool) -> None:
+        """Let nobody in any more; unless it is *for_good*, clients find a door that nobody opens yet."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        if for_good:
+            self._path.unlink(missing_ok=True)
         for connection in list(self._waiting):
             self._drop(connection)
 

@@ -6,7 +6,7 @@ arrival. What a request costs here depends neither on how many tenants there are
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -165,9 +165,13 @@ class Router:
         hung = error("model.timeout", "the call ran for longer than the tenant may", "see `bedsit events`")
         orphans = slot.close()
         culprit = orphans[0].rid if slot.is_hung and orphans else 0
+        # What waited behind that at the worker is not to blame, and may be tried as often as if it had waited here.
+        ran = set(map(id, _find_running(orphans)))
         self._dispatch.abandon(orphans, slot)
         retry = []
         for request in orphans:
+            if id(request) not in ran:
+                request.attempts -= 1
             if request.session.closed:
                 self._let_go(request.session)  # other workers may have its arena, too
                 continue
@@ -477,3 +481,10 @@ class Router:
         for tenant in self.tenants.values():
             tenant.close()
         self._context.destroy(0)
+
+
+def _find_running(orphans: Sequence[Request]) -> Sequence[Request]:
+    """Of what a worker had when it ended, oldest first, what it was at: the first of it, and the rest of its batch."""
+    first = orphans[:1]
+    batch = first[0].batch if first else None
+    return [request for request in orphans if request in first or (batch is not None and request.batch is batch)]

@@ -62,7 +62,7 @@ class House:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.door.close()
+        self.door.close(for_good=True)
         self.router.close()
         self.loop._epoll.close()
         shutil.rmtree(self.folder)

@@ -1,7 +1,9 @@
 """The daemon goes, the router goes: what goes on meanwhile and what comes back."""
 
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from bedsit import BedsitError, Client
+from bedsit.ipc.frames import send_frame
 
 ONE = {"x": np.zeros(1, np.float32)}
 BLOCK = {"x": np.array([1.0, 5.0], np.float32)}
@@ -104,15 +107,50 @@ def test_a_slot_that_was_draining_before_the_router_started_is_reported(plane: A
 
 
 def test_the_router_ends_in_order_when_told_to(plane: Any) -> None:
-    """On SIGTERM the router ends with status 0 and takes its sockets along; clients get ``router.unavailable``."""
+    """On SIGTERM the router ends with status 0. Clients find its door, wait, and are told in the end."""
     plane.add_slot("acme")
     router = plane.router
     with Client("acme", run_dir=str(plane.run_dir)) as client:
         client.infer("gate", ONE)
         plane.stop_router()
         assert router.returncode == 0
-        assert not (plane.run_dir / "router" / "door.sock").exists()
         assert list((plane.run_dir / "router" / "lanes").iterdir()) == []
-        with pytest.raises(BedsitError) as caught:
-            client.infer("gate", ONE, timeout_s=0.3)
-        assert caught.value.code == "router.unavailable"
+        with Client("acme", run_dir=str(plane.run_dir)) as newcomer:
+            for each in (client, newcomer):
+                began = time.monotonic()
+                with pytest.raises(BedsitError) as caught:
+                    each.infer("gate", ONE, timeout_s=0.3)
+                assert caught.value.code == "router.unavailable"
+                assert time.monotonic() - began > 0.25
+        plane.start_router()
+
+
+def test_a_newcomer_waits_for_a_router_that_restarts(plane: Any) -> None:
+    """A client that was never connected finds the door of a router that was killed, and is let in by the next one."""
+    plane.add_slot("acme")
+    plane.stop_router(signal.SIGKILL)
+    with ThreadPoolExecutor(1) as pool, Client("acme", run_dir=str(plane.run_dir)) as client:
+        answer = pool.submit(client.infer, "gate", ONE)
+        time.sleep(0.2)
+        assert not answer.done()
+        plane.start_router()
+        assert answer.result()["y"].tolist() == [1.0]
+
+
+def test_nobody_waits_where_no_router_ever_was(tmp_path: Path) -> None:
+    """Without a door there is nothing to wait for."""
+    began = time.monotonic()
+    with Client("acme", run_dir=str(tmp_path)) as client, pytest.raises(BedsitError) as caught:
+        client.infer("gate", ONE)
+    assert caught.value.code == "router.unavailable"
+    assert time.monotonic() - began < 5
+
+
+def test_a_router_that_was_told_to_end_takes_its_door_along(plane: Any) -> None:
+    """When the whole box goes down, nobody has to wait."""
+    router = plane.router
+    send_frame(plane.daemon, {"op": "shutdown"})
+    assert router.wait(30) == 0
+    assert not (plane.run_dir / "router" / "door.sock").exists()
+    plane.leave()
+    plane.router = None
