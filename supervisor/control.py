@@ -40,7 +40,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class Activity(msgspec.Struct, frozen=True, array_like=True):
-    """What one tenant has done: time of its workers in all, and what waits or runs as time of one worker."""
+    """What one tenant has done: time of its workers in all, and what waits for one as time of one worker."""
 
     busy_us: int
     backlog_us: int

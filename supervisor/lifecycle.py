@@ -272,7 +272,7 @@ class House:
     def _wake(self, tenant: Tenant | None) -> None:
         if tenant is not None and tenant.running and tenant.models and not tenant.target:
             tenant.target = tenant.clamp(1)
-            self._note("tenant.woken", "a request came", tenant)
+            self._note("tenant.woken", "somebody asks for it", tenant)
 
     def _park(self, tenant: Tenant | None) -> None:
         """Nobody asks for it: as few slots as its policy allows."""
@@ -405,7 +405,8 @@ class House:
         else:
             slot.stale, slot.settled = not tenant.fits(slot), slot.state == "serving"
             tenant.crew[slot.id] = slot
-            tenant.target = tenant.clamp(max(tenant.target, len(tenant.fresh), 1)) if tenant.running else 0
+            known = max(len(tenant.fresh), len(tenant.crew) - len(tenant.fresh))  # the others are being replaced
+            tenant.target = tenant.clamp(max(tenant.target, known)) if tenant.running else 0
             if slot.state == "loading":
                 self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
 

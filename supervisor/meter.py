@@ -69,7 +69,7 @@ class Meter:
                 pulse.active_s = now_s
             policy = tenant.policy
             if policy.max_slots > max(1, policy.min_slots):
-                out += _fit(tenant, _needed(pulse, activity, now_s))
+                out += _fit(tenant, _needed(pulse, activity, now_s, len(tenant.serving)))
             is_idle = 0 < policy.idle_s <= now_s - pulse.active_s
             if is_idle and tenant.target > policy.min_slots:
                 out.append(on.TenantIdle(name))
@@ -143,15 +143,19 @@ def read_is_tight(reserve_bytes: int, proc: Path = Path("/proc")) -> bool:
     return float(pressure.partition("avg10=")[2].split()[0]) > _PRESSURE
 
 
-def _needed(pulse: _Pulse, activity: Activity | None, now_s: float) -> deque[tuple[float, int]]:
-    """How many slots were needed when, of late."""
+def _needed(pulse: _Pulse, activity: Activity | None, now_s: float, serving: int) -> deque[tuple[float, int]]:
+    """How many slots were needed when, of late. *serving* of them are there, and cannot have been busier than always.
+
+    A call is counted when it ends: one that took ten seconds says nothing of the second in which it did.
+    """
     took_s = now_s - pulse.looked_s
     slots = 0
     if activity is not None:
         busy_us = max(0, activity.busy_us - pulse.busy_us) if pulse.busy_us else 0
         pulse.busy_us = activity.busy_us
         if took_s > 0:
-            slots = ceil((busy_us / took_s + activity.backlog_us / _HORIZON_S) / 1e6 / _USE)
+            busy = min(busy_us / took_s / 1e6, serving)
+            slots = ceil((busy + activity.backlog_us / 1e6 / _HORIZON_S) / _USE)
     pulse.needed.append((now_s, slots))
     while pulse.needed[0][0] < now_s - _KEEP_S:
         pulse.needed.popleft()

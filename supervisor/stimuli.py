@@ -62,7 +62,7 @@ class TenantGone:
 
 @dataclass(frozen=True)
 class TenantWanted:
-    """A request waits for a tenant without a slot. From the router: costs a slot at most."""
+    """Somebody asks for a tenant without a slot. From the router, or its operator: costs a slot at most."""
 
     tenant: str
 

@@ -14,6 +14,7 @@ from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.admin.rolling import roll
 from bedsit.supervisor.config import TenantDefaults
+from bedsit.supervisor.control import Traffic
 from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.effects import limits_of
 from bedsit.supervisor.keys import make_key
@@ -70,7 +71,7 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
         wanted = replace(old, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE, "profile")))
         limits = limits_of(wanted)
         slots: list[str] = []
-        if _said(request, LIMITS):  # the kernel need not hear of what the router does
+        if _said(request, (*LIMITS, "service_class")):  # the kernel need not hear of what the router does
             await _check_floor(desk, wanted.memory_bytes)
             desk.room.backend.check(limits)
             slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
@@ -111,7 +112,10 @@ async def stop(desk: Desk, request: schema.TenantStop, _call: Call) -> dict[str,
 
 
 async def start(desk: Desk, request: schema.TenantStart, _call: Call) -> dict[str, Any]:
-    """A slot again; answers once it serves. Raises ``worker.crashed`` when it does not come up."""
+    """A slot again, also for one that was parked or given up; answers once it serves.
+
+    Raises ``worker.crashed`` when it does not come up.
+    """
     async with desk.locks[request.name]:
         row = desk.registry.tenant(request.name)
         if row.wanted != "running":
@@ -119,31 +123,30 @@ async def start(desk: Desk, request: schema.TenantStart, _call: Call) -> dict[st
             row = desk.registry.tenant(row.name)
             desk.events.add("tenant.started", "by its operator", row.name)
         desk.tell_house(row)
-        up = await desk.wait_until(
-            lambda: row.name not in desk.house.tenants or desk.house.tenant_state(row.name) != "starting",
-            desk.config.load_timeout_s,
-        )
-        if not up:
-            tenant = desk.house.tenants[row.name]
-            why, hint = ("", "see: bedsit events") if tenant.crew else desk.house.explain_wait(tenant)
-            raise error("deadline.exceeded", f"tenant {row.name!r} is still starting{why}", hint)
-        if desk.house.tenant_state(row.name) == "failed":
-            cause = desk.house.tenants[row.name].cause
-            hint = "it is tried again; see: bedsit logs"
-            raise error("worker.crashed", f"tenant {row.name!r} does not come up: {cause}", hint)
+        desk.feed(on.TenantWanted(row.name))
+        await _wait_up(desk, row.name)
         await desk.settle()
         return view(desk, row)
 
 
 async def restart(desk: Desk, request: schema.TenantRestart, call: Call) -> dict[str, Any]:
-    """Fresh slots in place of those that it has, without a request lost; of a parked tenant there are none."""
+    """Fresh slots in place of those that it has, without a request lost; of a parked tenant there are none.
+
+    Raises ``tenant.stopped``, what keeps the first one from serving, and ``deadline.exceeded`` where others do not come.
+    """
+    within_s = request.timeout_s or desk.config.load_timeout_s
     async with desk.locks[request.name]:
         row = desk.registry.tenant(request.name)
+        if row.wanted != "running":
+            raise error("tenant.stopped", f"tenant {row.name!r} is stopped", f"bedsit tenant start {row.name}")
         if desk.house.tenants[row.name].crew:
             await roll(desk, row, wish_of(desk.registry, row).models, _nothing, call, request.timeout_s)
-            await desk.wait_until(lambda: _is_renewed(desk, row.name), request.timeout_s or desk.config.load_timeout_s)
+            if not await desk.wait_until(lambda: _is_renewed(desk, row.name), within_s):
+                what = f"tenant {row.name!r} has fresh slots, but not as many as before after {within_s:g} s"
+                raise error("deadline.exceeded", what, "see: bedsit events")
         else:
             desk.tell_house(row)
+            await _wait_up(desk, row.name)
         desk.events.add("tenant.restarted", "by its operator", row.name)
         await desk.settle()
         return view(desk, row)
@@ -273,6 +276,22 @@ async def _check_floor(desk: Desk, memory_bytes: int) -> None:
         raise error("tenant.limit_too_low", what, f"give at least {least} MiB, and what the models need", floor=floor)
 
 
+async def _wait_up(desk: Desk, name: str) -> None:
+    """Wait until the tenant serves, or has no reason to. Raises ``worker.crashed``, ``deadline.exceeded``."""
+
+    def is_up() -> bool:
+        return name not in desk.house.tenants or desk.house.tenant_state(name) != "starting"
+
+    if not await desk.wait_until(is_up, desk.config.load_timeout_s):
+        tenant = desk.house.tenants[name]
+        why, hint = ("", "see: bedsit events") if tenant.crew else desk.house.explain_wait(tenant)
+        raise error("deadline.exceeded", f"tenant {name!r} is still starting{why}", hint)
+    if name in desk.house.tenants and desk.house.tenant_state(name) == "failed":
+        tenant = desk.house.tenants[name]
+        hint = "see: bedsit logs" if tenant.given_up else "it is tried again; see: bedsit logs"
+        raise error("worker.crashed", f"tenant {name!r} does not come up: {tenant.cause}", hint)
+
+
 def _nothing(_manifests: Manifests) -> None:
     """What a restart has to write down."""
 
@@ -283,11 +302,12 @@ def _is_renewed(desk: Desk, name: str) -> bool:
 
 
 async def _is_drained(desk: Desk, name: str, within_s: float) -> bool:
-    """Wait until the router has no request of this tenant; a router that is away has none."""
+    """Wait until the router has no request of this tenant; a router that is away has none, one that is slow may."""
     until_s = time.monotonic() + within_s
     while True:
-        counted = (await desk.control.stats(_STATS_S)).get(name)
-        if counted is None or not (counted.queued or counted.in_flight):
+        traffic = await desk.control.stats(_STATS_S)
+        counted = traffic.get(name, Traffic())
+        if desk.control.router_pid is None or (traffic and not counted.queued and not counted.in_flight):
             return True
         if time.monotonic() > until_s:
             return False

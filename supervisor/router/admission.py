@@ -39,8 +39,7 @@ def check(tenant: Tenant, line: Line, deadline_ns: int, size: int, now_ns: int) 
     if not tenant.is_open:
         raise stopped(tenant.view.name)
     if line.is_quarantined:
-        what = f"model {line.model.name} version {line.version} was running when its worker died, again and again"
-        raise error("model.quarantined", what, "deploy another version, or: bedsit model release")
+        raise quarantined(line)
     if 0 < deadline_ns <= now_ns:
         raise expired()
     if not line.slots:
@@ -96,6 +95,12 @@ def expired() -> BedsitError:
 def stopped(name: str) -> BedsitError:
     """The tenant is stopped, or about to be."""
     return error("tenant.stopped", f"tenant {name} is stopped", "`bedsit tenant start` starts it")
+
+
+def quarantined(line: Line) -> BedsitError:
+    """The version was taken out of use, and no other one answers for its model."""
+    what = f"model {line.model.name} version {line.version} was running when its worker died, again and again"
+    return error("model.quarantined", what, "deploy another version, or: bedsit model release")
 
 
 def _full(what: str, line: Line) -> BedsitError:

@@ -63,6 +63,7 @@ class Control:
         self._loop.watch(link.fileno(), self._read)
         self._say({"op": "hello", "pid": os.getpid(), "version": __version__})
         for slot in self._router.slots.values():  # a daemon that was away has missed these
+            slot.hung_rid = 0  # told again, if it still runs
             if slot.lost:
                 self._say({"op": "lost", "slot": slot.view.id, "ran": slot.running})
             elif slot.drained_told:

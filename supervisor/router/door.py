@@ -5,7 +5,6 @@ The connection stays open for the life of the session, and is its lane unless th
 the session's end.
 """
 
-import contextlib
 import hashlib
 import itertools
 import os

@@ -143,6 +143,10 @@ class Line:
         self.cost_ns += (each - self.cost_ns) // _SMOOTHING if self.measured else each
         self.measured += 1
 
+    def count_behind(self) -> int:
+        """How many requests wait, here or at a worker for the batch that it is at: those another one would help."""
+        return max(0, self.queued + self.in_flight - len(self.slots) * self.max_rows)
+
     def backlog_ns(self) -> int:
         """How long a request that comes now will wait, 0 where nobody can tell.
 

@@ -133,6 +133,7 @@ class Router:
                 if view != slot.view:
                     slot.update(view)
                     self.tenants[view.tenant].assign_slots()
+                    self.tenants[view.tenant].count_waking(time.monotonic_ns())
                 self._tell_if_drained(slot)
                 continue
             try:
@@ -164,7 +165,6 @@ class Router:
         crashed = error("worker.crashed", "the worker died while it had this request", "see `bedsit events`")
         hung = error("model.timeout", "the call ran for longer than the tenant may", "see `bedsit events`")
         orphans = slot.close()
-        culprit = orphans[0].rid if slot.is_hung and orphans else 0
         # What waited behind that at the worker is not to blame, and may be tried as often as if it had waited here.
         ran = set(map(id, _find_running(orphans)))
         self._dispatch.abandon(orphans, slot)
@@ -179,7 +179,7 @@ class Router:
                 self._finish(request, error("request.cancelled", "the caller withdrew the request"))
             elif tenant is not None and tenant.view.state == "stopped":
                 self._finish(request, admission.stopped(tenant.view.name))
-            elif request.rid == culprit:
+            elif request.rid == slot.hung_rid:
                 self._finish(request, hung)
             elif tenant is None or not request.line.model.idempotent or request.attempts >= _MAX_ATTEMPTS:
                 self._finish(request, crashed)
@@ -402,11 +402,14 @@ class Router:
                 self._finish(request, failure)
 
     def _refuse_retired(self, tenant: Tenant) -> None:
-        """No slot will ever have a version that is not registered any more: do not let it wait for one."""
-        gone = [line for line in tenant.waiting if tenant.lines.get(line.key) is not line]
-        for request in [request for line in gone for request in line.waiting()]:
-            if tenant.drop(request):
-                self._finish(request, error("model.not_found", "this version of the model has been deleted"))
+        """No slot will have a version that is not registered any more, or in quarantine: do not let it wait for one."""
+        deleted = error("model.not_found", "this version of the model has been deleted")
+        for line in list(tenant.waiting):
+            is_gone = tenant.lines.get(line.key) is not line
+            if is_gone or line.is_quarantined:
+                for request in list(line.waiting()):
+                    if tenant.drop(request):
+                        self._finish(request, deleted if is_gone else admission.quarantined(line))
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
@@ -442,8 +445,8 @@ class Router:
     def _look_if_hung(self, slot: SlotLink, now_ns: int) -> None:
         tenant = self.tenants.get(slot.view.tenant)
         ran_ns = slot.runs_for_ns(now_ns)
-        if tenant is not None and 0 < tenant.run_max_ns < ran_ns and not slot.is_hung:
-            slot.is_hung = True
+        if tenant is not None and 0 < tenant.run_max_ns < ran_ns and slot.hung_rid != slot.running_rid:
+            slot.hung_rid = slot.running_rid
             self.tell({"op": "hung", "slot": slot.view.id, "ran": slot.running, "after_s": ran_ns / 1e9})
 
     def activity(self) -> dict[str, tuple[int, int]]:
@@ -452,7 +455,7 @@ class Router:
         for name, tenant in self.tenants.items():
             if tenant.requests_total != tenant.seen_total or tenant.queued or tenant.in_flight:
                 tenant.seen_total = tenant.requests_total
-                backlog_ns = sum(line.cost_ns * (line.queued + line.in_flight) for line in tenant.lines.values())
+                backlog_ns = sum(line.cost_ns * line.count_behind() for line in tenant.lines.values())
                 active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000)
         return active
 

@@ -69,7 +69,7 @@ class SlotLink:
         self.in_flight: dict[int, Request] = {}
         self.batches = 0  # under way
         self.lost = False
-        self.is_hung = False  # told
+        self.hung_rid = 0  # the call that the daemon was told to be so
         self.drained_told = False
         self.misbehaved = 0
         self.received = 0  # packets on the ZeroMQ lane
@@ -104,6 +104,11 @@ class SlotLink:
         """Model and version of the request that its worker is at, if there is one."""
         oldest = next(iter(self.in_flight.values()), None)
         return oldest.line.key if oldest is not None else None
+
+    @property
+    def running_rid(self) -> int:
+        """Number of the request that its worker is at; 0 when it has none."""
+        return next(iter(self.in_flight), 0)
 
     def runs_for_ns(self, now_ns: int) -> int:
         """For how long its worker has been at one request; 0 when it has none."""

@@ -95,8 +95,8 @@ class Tenant:
             line.slots = [slot for slot in self.slots if slot.is_ready and line.key in slot.models]
 
     def count_waking(self, now_ns: int) -> None:
-        """Its first slot is there, if it waited for one: remember how long that took."""
-        if self.wanted_ns:
+        """Its first slot may be there, if it waits for one: remember how long that took."""
+        if self.wanted_ns and any(slot.is_ready for slot in self.slots):
             self.waking_ns = now_ns - self.wanted_ns
             self.wanted_ns = self.told_ns = 0
 

@@ -1,10 +1,8 @@
 """The house, one stimulus at a time."""
 
-import itertools
-
 import pytest
 
-from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.errors import error
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
@@ -12,51 +10,7 @@ from bedsit.supervisor.lifecycle import HEALTHY_AFTER_S, LOST_GRACE_S, House
 from bedsit.supervisor.stimuli import Timer
 from bedsit.supervisor.tenancy import Limits, Tenant, backoff_s
 from bedsit.supervisor.transitions import InvalidTransition
-
-KILLED = Cause("signal", "signal 9 (SIGKILL)")
-ONE = ((1, 1),)
-TWO = ((1, 1), (1, 2))
-
-
-def make_house(*, pool: int = 1, most: int = 8, forks: int = 1000) -> House:
-    """A house that is open and whose zygote runs; its slots are s1, s2, ..."""
-    numbers = itertools.count(1)
-    house = House(Limits(pool, most, 120.0, 60.0, forks), lambda: f"s{next(numbers)}")
-    house.handle(on.ZygoteUp(1, 0))
-    return house
-
-
-def open_house(*, pool: int = 1, most: int = 8) -> House:
-    """A house with one blank slot, s1."""
-    house = make_house(pool=pool, most=most)
-    house.handle(on.Begin())
-    house.handle(on.SlotBuilt("s1", 1))
-    return house
-
-
-def serving_house() -> House:
-    """A house in which s1 serves tenant a with one model, and s2 is blank."""
-    house = open_house()
-    house.handle(on.TenantSet("a", running=True, strict=True, models=ONE))
-    house.handle(on.SlotBuilt("s2", 1))
-    house.handle(on.ModelsLoaded("s1"))
-    return house
-
-
-def kinds(out: list[do.Instruction]) -> list[str]:
-    """What the instructions are, without events."""
-    return [type(instruction).__name__ for instruction in out if not isinstance(instruction, do.Tell)]
-
-
-def crew(house: House, tenant: str = "a") -> list[str]:
-    """The slots that take a tenant's requests or are about to, oldest first."""
-    return list(house.tenants[tenant].crew)
-
-
-def answer(out: list[do.Instruction]) -> BedsitError | None:
-    """The answer among the instructions."""
-    (found,) = [instruction for instruction in out if isinstance(instruction, do.Answer)]
-    return found.error
+from tests_support.houses import KILLED, ONE, TWO, answer, crew, kinds, make_house, open_house, serving_house
 
 
 def test_starts_a_zygote_when_none_was_found() -> None:

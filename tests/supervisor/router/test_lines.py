@@ -179,6 +179,19 @@ def test_nobody_knows_how_long_the_line_is_before_it_has_been_measured() -> None
     assert line.backlog_ns() == 0
 
 
+@pytest.mark.parametrize(("policy", "behind"), [(None, [5, 4, 3, 0]), (Batch(2), [5, 3, 1, 0])])
+def test_what_runs_is_not_behind(policy: Batch | None, behind: list[int]) -> None:
+    """Each worker is at one request, or at a batch of them; what is in flight beyond that waits like what is queued."""
+    line = _line(policy)
+    _push(line, *[1] * 3)
+    line.in_flight = 2
+    found = []
+    for workers in (0, 1, 2, 9):
+        line.slots = [None] * workers  # type: ignore[list-item]
+        found.append(line.count_behind())
+    assert found == behind
+
+
 def test_an_idle_line_has_no_backlog() -> None:
     """Whatever it cost before."""
     line = _line()
