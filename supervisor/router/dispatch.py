@@ -93,8 +93,8 @@ class Dispatch:
         slot.send_one(request, request.arrived_ns)
         return True
 
-    def answered(self, request: Request, slot: SlotLink) -> None:
-        """A worker has answered. A batch is charged when it has answered all of it.
+    def answered(self, request: Request, slot: SlotLink, now_ns: int) -> None:
+        """A worker has answered, at *now_ns*. A batch is charged when it has answered all of it.
 
         The charge is the time from when the worker was free for it to now, by this process's own clock.
         """
@@ -110,11 +110,10 @@ class Dispatch:
             if batch.left:
                 return
             requests = len(batch.requests)
-        now_ns = _clock()
         cost_ns = now_ns - max(request.sent_ns, slot.free_ns)
         slot.free_ns = now_ns
         slot.batches -= 1
-        line.measure(requests, cost_ns)
+        line.answered(requests, cost_ns, now_ns)
         tenant.busy_ns += cost_ns
         if batch is not None and batch.gate is not None:
             batch.gate.settle(batch, tenant, cost_ns, now_ns)
@@ -122,7 +121,7 @@ class Dispatch:
     def abandon(self, orphans: Iterable[Request], slot: SlotLink) -> None:
         """These were in flight at a worker that is gone: what it had of them is charged."""
         for request in orphans:
-            self.answered(request, slot)
+            self.answered(request, slot, _clock())
             request.batch = None
 
     def _send_next(self, tenant: Tenant, at_once: int) -> Batch | None:

@@ -4,8 +4,9 @@ Pure: no I/O, the clock is passed in. A line knows its queue, its measured cost 
 among tenants is decided elsewhere.
 
 Batches are formed while the workers are busy anyway. Only when a worker is free does waiting cost something, and then
-a line waits no longer than its model declares, and only for as many rows as came with the batch before: a single caller
-never waits for company that does not come, and sixteen callers in closed loops find each other.
+a line waits no longer than its model declares, and only for those who may come back: as many rows as the batch before
+had, beside those that waited when it was answered. So a single caller never waits for company that does not come, and
+callers in closed loops find each other: two groups that take turns become one.
 """
 
 from collections import OrderedDict
@@ -43,7 +44,10 @@ class Line:
         self.is_quarantined = False
         self.looked_for_ns = 0  # when somebody will look whether a batch is ripe
         self._queues: tuple[OrderedDict[Request, None], ...] = tuple(OrderedDict() for _ in range(_PRIORITIES))
-        self._last_rows = 1
+        self._last_rows = 1  # of the last batch
+        self._expected = 1  # rows that the next one should have
+        self._free_ns = 0  # when the last one was answered
+        self._queued_rows = 0
         self.update(model, policy)
 
     def update(self, model: ModelView, policy: BatchPolicy | None) -> None:
@@ -64,6 +68,7 @@ class Line:
         self._queues[request.priority][request] = None
         self.queued += 1
         self.queued_bytes += request.size
+        self._queued_rows += request.rows
 
     def push_back(self, request: Request) -> None:
         """A request that was dispatched in vain is the first again."""
@@ -72,6 +77,7 @@ class Line:
         queue.move_to_end(request, last=False)
         self.queued += 1
         self.queued_bytes += request.size
+        self._queued_rows += request.rows
 
     def drop(self, request: Request) -> bool:
         """Take a request out; False when it is not waiting here."""
@@ -81,6 +87,7 @@ class Line:
         del queue[request]
         self.queued -= 1
         self.queued_bytes -= request.size
+        self._queued_rows -= request.rows
         return True
 
     def head(self) -> Request | None:
@@ -110,9 +117,9 @@ class Line:
         if self.delay_ns == 0 or not idle or self.queued >= self.max_rows:
             return 0
         head = self.head()
-        if head is None or sum(request.rows for request in self.waiting()) >= min(self._last_rows, self.max_rows):
+        if head is None or self._queued_rows >= min(self._expected, self.max_rows):
             return 0
-        at_ns = head.arrived_ns + self.delay_ns
+        at_ns = max(head.arrived_ns, self._free_ns) + self.delay_ns
         for request in self.waiting():
             if request.deadline_ns:
                 at_ns = min(at_ns, request.deadline_ns - self.cost_ns - _MARGIN_NS)
@@ -137,8 +144,10 @@ class Line:
             self._last_rows = rows
         return taken
 
-    def measure(self, requests: int, cost_ns: int) -> None:
-        """A batch of so many requests took so long."""
+    def answered(self, requests: int, cost_ns: int, now_ns: int) -> None:
+        """A batch of so many requests took so long, until now."""
+        self._expected = self._last_rows + self._queued_rows
+        self._free_ns = now_ns
         each = cost_ns // requests
         self.cost_ns += (each - self.cost_ns) // _SMOOTHING if self.measured else each
         self.measured += 1

@@ -106,6 +106,7 @@ def test_a_lone_caller_never_waits() -> None:
         _push(line, 1)
         assert line.ripe_ns(NOW, idle=True) == 0
         assert _take(line) == [1]
+        line.answered(1, 10 * MS, NOW)
 
 
 def test_after_a_batch_the_line_waits_for_as_many_rows_or_the_delay() -> None:
@@ -113,6 +114,7 @@ def test_after_a_batch_the_line_waits_for_as_many_rows_or_the_delay() -> None:
     line = _line(Batch(8, 20.0))
     _push(line, 1, 2)
     assert _take(line) == [1, 2]
+    line.answered(2, 10 * MS, NOW)
     _push(line, 1)
     _push(line, 1, arrived_ns=NOW + 5 * MS)
     assert line.ripe_ns(NOW + 5 * MS, idle=True) == NOW + 20 * MS
@@ -123,11 +125,72 @@ def test_after_a_batch_the_line_waits_for_as_many_rows_or_the_delay() -> None:
     assert _take(line) == [1, 1, 1]
 
 
+def test_two_groups_that_take_turns_become_one() -> None:
+    """Those that waited when a batch was answered wait for its callers to come back; from then on all go together."""
+    line = _line(Batch(16, 20.0))
+    _push(line, *[1] * 4)
+    assert len(_take(line)) == 4
+    _push(line, *[1] * 4)  # while the others run
+    now = NOW + 100 * MS
+    line.answered(4, 100 * MS, now)
+    assert line.ripe_ns(now, idle=True) == now + 20 * MS  # they have waited for long, and for the others from now on
+    for turn in range(3):
+        _push(line, *[1] * (3 if turn == 0 else 7), arrived_ns=now + MS)
+        assert line.ripe_ns(now + MS, idle=True) == now + (20 if turn == 0 else 21) * MS
+        _push(line, 1, arrived_ns=now + 2 * MS)
+        assert line.ripe_ns(now + 2 * MS, idle=True) == 0
+        assert len(_take(line)) == 8
+        now += 100 * MS
+        line.answered(8, 100 * MS, now)
+
+
+def test_a_crowd_that_left_is_waited_for_once() -> None:
+    """Who is left of it waits as long as declared, and after that for nobody."""
+    line = _line(Batch(16, 20.0))
+    _push(line, *[1] * 8)
+    _take(line)
+    line.answered(8, 10 * MS, NOW)
+    _push(line, 1, arrived_ns=NOW + MS)
+    assert line.ripe_ns(NOW + MS, idle=True) == NOW + 21 * MS
+    assert line.ripe_ns(NOW + 21 * MS, idle=True) == 0
+    for _ in range(3):
+        assert _take(line) == [1]
+        line.answered(1, 10 * MS, NOW)
+        _push(line, 1, arrived_ns=NOW + MS)
+        assert line.ripe_ns(NOW + MS, idle=True) == 0
+
+
+def test_no_more_is_waited_for_than_a_batch_takes() -> None:
+    """Eight rows are enough, of however many requests, where fifteen may come; what was withdrawn does not count."""
+    line = _line(Batch(8, 20.0))
+    _push(line, *[1] * 8)
+    _take(line)
+    waiting = _push(line, *[1] * 7)
+    line.answered(8, 10 * MS, NOW)
+    assert line.ripe_ns(NOW, idle=True) == NOW + 20 * MS
+    line.drop(waiting[0])
+    _push(line, 1)
+    assert line.ripe_ns(NOW, idle=True) == NOW + 20 * MS
+    (back,) = _push(line, 1)
+    assert line.ripe_ns(NOW, idle=True) == 0
+    line.drop(back)
+    assert line.ripe_ns(NOW, idle=True) == NOW + 20 * MS
+    line.push_back(back)
+    assert line.ripe_ns(NOW, idle=True) == 0
+    assert _take(line) == [1] * 8
+    line.answered(8, 10 * MS, NOW)
+    _push(line, 3, 3)
+    assert line.ripe_ns(NOW, idle=True) == NOW + 20 * MS
+    _push(line, 2)
+    assert line.ripe_ns(NOW, idle=True) == 0
+
+
 def test_a_full_batch_does_not_wait() -> None:
     """As many requests as it can have rows make it full."""
     line = _line(Batch(4, 20.0))
     _push(line, *[1] * 4)
     line.take(MANY)
+    line.answered(4, 10 * MS, NOW)
     _push(line, *[0] * 4)
     assert line.ripe_ns(NOW, idle=True) == 0
 
@@ -150,7 +213,7 @@ def test_a_deadline_cuts_the_wait(whose: int) -> None:
     line = _line(Batch(8, 1000.0))
     _push(line, 5)
     line.take(MANY)
-    line.measure(1, 10 * MS)
+    line.answered(1, 10 * MS, NOW)
     deadlines = [0, 0]
     deadlines[whose] = NOW + 100 * MS
     for deadline_ns in deadlines:
@@ -169,9 +232,9 @@ def test_nobody_knows_how_long_the_line_is_before_it_has_been_measured() -> None
     _push(line, *[1] * 3)
     line.in_flight = 1
     for _ in range(7):
-        line.measure(1, 10 * MS)
+        line.answered(1, 10 * MS, NOW)
         assert line.backlog_ns() == 0
-    line.measure(2, 20 * MS)
+    line.answered(2, 20 * MS, NOW)
     assert line.backlog_ns() == 40 * MS
     line.slots = [None, None]  # type: ignore[list-item]
     assert line.backlog_ns() == 20 * MS
@@ -197,18 +260,18 @@ def test_an_idle_line_has_no_backlog() -> None:
     line = _line()
     line.slots = [None]  # type: ignore[list-item]
     for _ in range(10):
-        line.measure(1, 1000 * MS)
+        line.answered(1, 1000 * MS, NOW)
     assert line.backlog_ns() == 0
 
 
 def test_an_estimate_follows_what_is_measured() -> None:
     """One measurement that is off changes it a little, many that agree change it for good."""
     line = _line()
-    line.measure(1, 8 * MS)
-    line.measure(1, 16 * MS)
+    line.answered(1, 8 * MS, NOW)
+    line.answered(1, 16 * MS, NOW)
     assert line.cost_ns == 9 * MS
     for _ in range(100):
-        line.measure(4, 64 * MS)
+        line.answered(4, 64 * MS, NOW)
     assert 15 * MS < line.cost_ns <= 16 * MS
 
 
