@@ -132,7 +132,7 @@ async def start(desk: Desk, request: schema.TenantStart, _call: Call) -> dict[st
 async def restart(desk: Desk, request: schema.TenantRestart, call: Call) -> dict[str, Any]:
     """Fresh slots in place of those that it has, without a request lost; of a parked tenant there are none.
 
-    Raises ``tenant.stopped``, what keeps the first one from serving, and ``deadline.exceeded`` where others do not come.
+    Raises ``tenant.stopped``, what keeps the first from serving, and ``deadline.exceeded`` where others do not come.
     """
     within_s = request.timeout_s or desk.config.load_timeout_s
     async with desk.locks[request.name]:

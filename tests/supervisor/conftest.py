@@ -278,15 +278,29 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def module_box() -> Iterator[Box]:
-    """One box with a router for all tests of a file, brought down and checked for leaks at the end."""
-    box = make_box()
-    try:
+def make_module_box() -> Iterator[Callable[..., Box]]:
+    """Makes the box with a router for all tests of a file; brought down and checked for leaks at the end."""
+    boxes: list[Box] = []
+
+    def make(**settings: Any) -> Box:
+        box = make_box()
+        boxes.append(box)
+        box.settings |= settings
         box.start()
         box.start_router()
-        yield box
+        return box
+
+    try:
+        yield make
     finally:
-        box.close()
+        for box in boxes:
+            box.close()
+
+
+@pytest.fixture(scope="module")
+def module_box(make_module_box: Callable[..., Box]) -> Box:
+    """One box with a router for all tests of a file."""
+    return make_module_box()
 
 
 @pytest.fixture
