@@ -26,6 +26,14 @@ Models = Mapping[tuple[int, int], Runner]
 _MAX_MESSAGE: Final = 2000
 _MAX_ERROR: Final = 32 << 10  # as msgpack; the detail of output.too_small, 32 numbers, is the longest of ours
 _REMEMBERED: Final = 256
+#: The codes that a worker may report. The tenant's code may raise our classes, too; what says something of the box, of
+#: the router or of other tenants is not its to say.
+_OWN: Final = frozenset(
+    {
+        *("bundle.invalid", "input.invalid", "internal", "model.failed", "model.load_failed", "model.not_found"),
+        *("output.invalid", "output.too_small", "request.cancelled", "wire.malformed"),
+    }
+)
 _RESPONSE: Final = int(Kind.RESPONSE)
 
 
@@ -166,9 +174,10 @@ def _refuse(order: Order, e: BaseException) -> None:
 
 def as_failure(e: BaseException, code: str, what: str) -> BedsitError:
     """The error to report: short enough to travel, whatever was raised."""
-    # One of ours goes as it is; the tenant's code may raise our classes too, with anything in them.
+    # One of ours goes as it is; one that the tenant's code raised may have anything in it.
     with contextlib.suppress(Exception):
-        if isinstance(e, BedsitError) and CODES[e.code] is type(e) and len(wire.pack_error(0, e)) < _MAX_ERROR:
+        is_ours = isinstance(e, BedsitError) and e.code in _OWN and CODES[e.code] is type(e)
+        if isinstance(e, BedsitError) and is_ours and len(wire.pack_error(0, e)) < _MAX_ERROR:
             return e
     with contextlib.suppress(Exception):  # the tenant's code may have closed it
         traceback.print_exc()  # into the tenant's own log

@@ -600,6 +600,8 @@ def _raising(e: BaseException) -> Callable[..., Any]:
         (RecursionError("deep"), "model.failed", "RecursionError"),
         (error("input.invalid", "not mine", "another"), "input.invalid", "not mine"),
         (error("output.invalid", "mine"), "output.invalid", "mine"),
+        (error("queue.full", "not its own to say"), "model.failed", "ResourceExhausted"),
+        (error("key.invalid", "not its own to say"), "model.failed", "PermissionDenied"),
         (error("input.invalid", "x" * 10**5), "model.failed", "InvalidRequest"),
         (error("input.invalid", "x", detail=object()), "model.failed", "InvalidRequest"),
         (BedsitError("input.invalid", "x"), "model.failed", "BedsitError"),
