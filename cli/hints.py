@@ -17,6 +17,8 @@ _BY_CODE: Final[Mapping[str, str]] = {
     "model.exists": "pass --replace to put the new version in the old one's place",
     "model.load_failed": "the model's own output: bedsit logs TENANT",
     "model.failed": "the model's own output: bedsit logs TENANT",
+    "model.quarantined": "deploy another version, or bring it back: bedsit model release TENANT/MODEL",
+    "model.timeout": "let it run for longer: bedsit tenant set TENANT --run-limit TIME",
     "model.not_found": "the models there are: bedsit model list TENANT",
     "permission.denied": "use root, or a member of the admin group",
     "pool.empty": "blank slots are being made; try again, or look: bedsit ps",

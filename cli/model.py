@@ -38,6 +38,7 @@ COLUMNS: Final = (
     field("MODEL", "name"),
     field("DEFAULT", "default", right=True),
     Column("VERSIONS", lambda row: ",".join(str(v.get("version")) for v in _versions(row))),
+    Column("QUARANTINE", lambda row: ",".join(str(v.get("version")) for v in _versions(row) if _is_quarantined(v))),
     Column("SIZE MiB", lambda row: format_mib(_newest(row).get("size")), right=True),
     field("IDEMPOTENT", "idempotent"),
     Column("PRIORITY", lambda row: describe_priority(row.get("priority"))),
@@ -159,6 +160,17 @@ def set_admission(
     _show(box, box.call("model.set", tenant=at.tenant, name=at.model, **said))
 
 
+@verb(app, "release", examples="bedsit model release vision/digits")
+def release_model(box: Box, model: ModelAddress, second: Second = None) -> None:
+    """Bring the versions of a model back that were taken out of use; the newest one answers again.
+
+    A version is taken out of use when it was running at several deaths of its tenant's slots in a row
+    (bedsit tenant set TENANT --quarantine-after N). If it is mended: deploy it as a new version instead.
+    """
+    at = parse_address(model, second)
+    _show(box, box.call("model.release", tenant=at.tenant, name=at.model))
+
+
 @verb(
     app,
     "delete",
@@ -201,7 +213,12 @@ def _show(box: Box, model: dict[str, Any]) -> None:
 
 
 def _describe(version: Row) -> str:
-    return f"{format_size(version.get('size'))}, {version.get('deployed_at')}, sha256 {str(version.get('digest'))[:12]}"
+    text = f"{format_size(version.get('size'))}, {version.get('deployed_at')}, sha256 {str(version.get('digest'))[:12]}"
+    return f"{text}, in quarantine since {version['quarantined_at']}" if _is_quarantined(version) else text
+
+
+def _is_quarantined(version: Row) -> bool:
+    return bool(version.get("quarantined_at"))
 
 
 def _readable(model: Row) -> dict[str, Any]:

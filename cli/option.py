@@ -8,18 +8,20 @@ from bedsit.ipc.errors import BedsitError, error
 T = TypeVar("T")
 
 
-def read_option(option: str, text: str | None, parse: Callable[[str], T], unlimited: T | None = None) -> T | None:
-    """What *text* says, None where the option was not given. With *unlimited*, that is what the word ``max`` means.
+def read_option(
+    option: str, text: str | None, parse: Callable[[str], T], unlimited: T | None = None, *, word: str = "max"
+) -> T | None:
+    """What *text* says, None where the option was not given. With *unlimited*, that is what the *word* means.
 
     Raises ``input.invalid``, naming the option.
     """
     if text is None:
         return None
-    if text == "max" and unlimited is not None:
+    if text == word and unlimited is not None:
         return unlimited
     try:
         return parse(text)
     except BedsitError as e:
         raise error(
-            e.code, f"{option}: {e.message}", f"{e.hint}, or max" if unlimited is not None else e.hint
+            e.code, f"{option}: {e.message}", f"{e.hint}, or {word}" if unlimited is not None else e.hint
         ) from None

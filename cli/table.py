@@ -16,6 +16,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "connected": _GREEN,
     "ok": _GREEN,
     "on": _GREEN,
+    "parked": _DIM,
     "starting": _YELLOW,
     "building": _YELLOW,
     "loading": _YELLOW,

@@ -28,9 +28,26 @@ from bedsit.cli.command import make_noun, verb
 from bedsit.cli.complete import TenantName, Yes
 from bedsit.cli.key import KeyFile, keep_secret, open_key_file
 from bedsit.cli.option import read_option
+from bedsit.cli.presence import (
+    IdleTime,
+    MaxRestarts,
+    MaxSlots,
+    MinSlots,
+    QuarantineAfter,
+    Restart,
+    RestartPeriod,
+    RunLimit,
+    describe_crew,
+    describe_quarantine,
+    describe_range,
+    describe_restart,
+    describe_run,
+    describe_slots,
+    read_presence,
+)
 from bedsit.cli.render import Format
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import format_age, format_duration, format_mib, format_size, parse_size
+from bedsit.cli.text import format_age, format_duration, format_mib, format_size, parse_size, parse_span
 from bedsit.ipc.errors import error
 
 app = make_noun("tenant", "Tenants: who lives here, with which limits.")
@@ -74,6 +91,8 @@ ProfileName = Annotated[
     ),
 ]
 
+Timeout = Annotated[str | None, typer.Option(metavar="TIME", help="Give up after this long, for example 2m.")]
+
 COLUMNS: Final = (
     field("NAME", "name"),
     field("STATE", "state"),
@@ -82,7 +101,7 @@ COLUMNS: Final = (
     Column("CPUS", lambda row: _limit(row, "cpus"), right=True),
     Column("PIDS", lambda row: _limit(row, "pids"), right=True),
     field("RESTARTS", "restarts", right=True),
-    field("SLOT", "slot"),
+    Column("SLOTS", describe_slots, right=True),
     Column("AGE", lambda row: format_age(row.get("created_at"))),
     field("LAST CAUSE", "last_cause"),
 )
@@ -95,6 +114,7 @@ COLUMNS: Final = (
     bedsit tenant create vision
     bedsit tenant create vision --memory 2GiB --cpus 2 --key-file vision.key
     bedsit tenant create vision --class realtime --min-share 25% --rate 100/s --burst 20
+    bedsit tenant create seldom --min-slots 0 --idle 5m
     bedsit tenant create vision -o json | jq -r .item.key.secret
     """,
 )
@@ -121,6 +141,14 @@ def create_tenant(
     queue: Queue = None,
     queue_bytes: QueueBytes = None,
     sessions: Sessions = None,
+    restart: Restart = None,
+    max_restarts: MaxRestarts = None,
+    restart_period: RestartPeriod = None,
+    quarantine_after: QuarantineAfter = None,
+    min_slots: MinSlots = None,
+    max_slots: MaxSlots = None,
+    idle: IdleTime = None,
+    run_limit: RunLimit = None,
     profile: ProfileName = None,
     key_file: KeyFile = None,
 ) -> None:
@@ -137,6 +165,16 @@ def create_tenant(
         queue=queue,
         queue_bytes=queue_bytes,
         sessions=sessions,
+    )
+    limits |= read_presence(
+        restart=restart,
+        max_restarts=max_restarts,
+        restart_period=restart_period,
+        quarantine_after=quarantine_after,
+        min_slots=min_slots,
+        max_slots=max_slots,
+        idle=idle,
+        run_limit=run_limit,
     )
     with open_key_file(key_file) as file:
         answer = box.call(
@@ -180,6 +218,8 @@ def show_tenant(box: Box, name: TenantName) -> None:
     bedsit tenant set nightly --class batch --concurrency 2 --queue 5000
     bedsit tenant set vision --rate 600/m --burst 50
     bedsit tenant set vision --rate max --min-share 0
+    bedsit tenant set vision --max-slots 4 --run-limit 30s
+    bedsit tenant set vision --restart transient --max-restarts 5 --restart-period 10m
     """,
 )
 def set_limits(
@@ -201,11 +241,20 @@ def set_limits(
     queue: Queue = None,
     queue_bytes: QueueBytes = None,
     sessions: Sessions = None,
+    restart: Restart = None,
+    max_restarts: MaxRestarts = None,
+    restart_period: RestartPeriod = None,
+    quarantine_after: QuarantineAfter = None,
+    min_slots: MinSlots = None,
+    max_slots: MaxSlots = None,
+    idle: IdleTime = None,
+    run_limit: RunLimit = None,
     profile: ProfileName = None,
 ) -> None:
-    """Change a tenant's limits; they hold at once, for its running slot too. The profile only while it is stopped.
+    """Change a tenant's limits; they hold at once, for its running slots too.
 
-    What was given in one command changes together or not at all.
+    Another profile takes fresh slots, each of which serves before the one that it replaces goes. What was given in one
+    command changes together or not at all.
     """
     limits = _limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io) | read_flow(rate, burst, concurrency)
     limits |= read_admission(
@@ -215,6 +264,16 @@ def set_limits(
         queue=queue,
         queue_bytes=queue_bytes,
         sessions=sessions,
+    )
+    limits |= read_presence(
+        restart=restart,
+        max_restarts=max_restarts,
+        restart_period=restart_period,
+        quarantine_after=quarantine_after,
+        min_slots=min_slots,
+        max_slots=max_slots,
+        idle=idle,
+        run_limit=run_limit,
     )
     if profile is None and all(value is None for value in limits.values()):
         raise error(
@@ -226,7 +285,7 @@ def set_limits(
 
 @verb(app, "stop", examples="bedsit tenant stop vision")
 def stop_tenant(box: Box, name: TenantName) -> None:
-    """Stop a tenant: its slot is destroyed, requests are refused, models and keys stay."""
+    """Stop a tenant: its slots are destroyed, requests are refused, models and keys stay."""
     box.call("tenant.stop", name=name)
     box.screen.note(f"tenant {name} stopped")
     box.screen.next(f"bedsit tenant start {name}")
@@ -234,9 +293,40 @@ def stop_tenant(box: Box, name: TenantName) -> None:
 
 @verb(app, "start", examples="bedsit tenant start vision")
 def start_tenant(box: Box, name: TenantName) -> None:
-    """Start a stopped tenant."""
+    """Start a tenant that was stopped, parked or given up, and wait until it serves."""
     box.call("tenant.start", name=name)
     box.screen.note(f"tenant {name} started")
+
+
+@verb(app, "restart", examples="bedsit tenant restart vision\nbedsit tenant restart vision --timeout 5m")
+def restart_tenant(box: Box, name: TenantName, timeout: Timeout = None) -> None:
+    """Replace a tenant's slots by fresh ones, without losing a request: each serves before an old one goes.
+
+    If the first one does not come up, nothing has changed.
+    """
+    box.call("tenant.restart", name=name, timeout_s=read_option("--timeout", timeout, parse_span))
+    box.screen.note(f"tenant {name} restarted")
+
+
+@verb(app, "drain", examples="bedsit tenant drain vision\nbedsit tenant drain vision --timeout 10m")
+def drain_tenant(box: Box, name: TenantName, timeout: Timeout = None) -> None:
+    """Stop a tenant gently: new requests are refused, those that wait or run are answered, then its slots go.
+
+    If that takes too long, the tenant takes requests again as before.
+    """
+    box.call("tenant.drain", name=name, timeout_s=read_option("--timeout", timeout, parse_span))
+    box.screen.note(f"tenant {name} drained and stopped")
+    box.screen.next(f"bedsit tenant start {name}")
+
+
+@verb(app, "park", examples="bedsit tenant park vision")
+def park_tenant(box: Box, name: TenantName) -> None:
+    """Take a tenant's slots away until somebody asks for it: its next request waits for a fresh one.
+
+    It needs --min-slots 0, and a slot that has not just come. What runs is answered before.
+    """
+    box.call("tenant.park", name=name)
+    box.screen.note(f"tenant {name} parked")
 
 
 @verb(app, "delete", alias="rm", examples="bedsit tenant delete vision\nbedsit tenant delete vision --yes")
@@ -286,7 +376,11 @@ def _fields(tenant: Row) -> list[tuple[str, object]]:
         ("isolation", tenant.get("isolation")),
         ("profile", _describe_profile(tenant)),
         ("models", tenant.get("models")),
-        ("slot", tenant.get("slot")),
+        ("slots", describe_crew(tenant)),
+        ("slots kept", describe_range(limits)),
+        ("restart", describe_restart(limits)),
+        ("quarantine", describe_quarantine(limits)),
+        ("run limit", describe_run(limits)),
         ("worker pid", tenant.get("worker_pid")),
         ("assigned", tenant.get("assigned_at")),
         ("restarts", tenant.get("restarts")),

@@ -70,11 +70,27 @@ def parse_duration(text: str) -> float:
     return number * _SECONDS[unit]
 
 
+def parse_span(text: str) -> float:
+    """The same, and more than none. Raises ``input.invalid``."""
+    seconds = parse_duration(text)
+    if not seconds:
+        raise error("input.invalid", f"{text!r} is no time at all", "write a number above 0 and a unit: 500ms, 30s, 2m")
+    return seconds
+
+
 def parse_count(text: str) -> int:
     """A whole number from 1. Raises ``input.invalid``."""
     match = _COUNT.fullmatch(text.strip())
     if match is None or int(match[0]) == 0:
         raise error("input.invalid", f"{text!r} is not a count", "write a whole number from 1")
+    return int(match[0])
+
+
+def parse_whole(text: str) -> int:
+    """A whole number from 0. Raises ``input.invalid``."""
+    match = _COUNT.fullmatch(text.strip())
+    if match is None:
+        raise error("input.invalid", f"{text!r} is not a whole number", "write a whole number from 0")
     return int(match[0])
 
 

@@ -235,7 +235,8 @@ class Control:
             case _Wanted(tenant):
                 self._feed(on.TenantWanted(tenant))
             case _Misbehaved(slot, count):
-                if count > 0 and count & (count - 1) == 0:  # at powers of two: a worker cannot make us write at its own pace
+                # At powers of two: a worker cannot make us write at its own pace.
+                if count > 0 and count & (count - 1) == 0:
                     self._events.add("slot.misbehaved", f"{count} malformed messages of its worker", slot=slot)
             case _Stats(tenants):
                 self._stats = tenants

@@ -222,6 +222,7 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
         "profile": row.profile,
         "slot": first,
         "slots": list(tenant.crew),
+        "slots_serving": len(tenant.serving),
         "slots_wanted": tenant.wanted,
         "worker_pid": record.worker_pid if record else None,
         "slot_started_at": record.started_at if record else None,

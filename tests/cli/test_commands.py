@@ -34,10 +34,21 @@ TENANT = {
         "queue_max": 512,
         "queue_bytes_max": 16 << 20,
         "sessions_max": 64,
+        "restart": "transient",
+        "restarts_max": 5,
+        "restart_period_s": 600.0,
+        "quarantine_after": 3,
+        "min_slots": 0,
+        "max_slots": 2,
+        "idle_s": 300.0,
+        "run_max_s": 30.0,
     },
     "isolation": "strict",
     "profile": "subprocess",
     "slot": "s1a2b3c4d",
+    "slots": ["s1a2b3c4d", "s5e6f7a8b"],
+    "slots_serving": 1,
+    "slots_wanted": 2,
     "worker_pid": 4242,
     "slot_started_at": "2026-01-02T03:04:05Z",
     "assigned_at": "2026-01-02T03:04:05Z",
@@ -320,6 +331,13 @@ def test_limits_are_set_live(bedsit: Run, daemon: Any) -> None:
         (("--concurrency", "8", "--sessions", "12"), {"concurrency_max": 8, "sessions_max": 12}),
         (("--queue", "100", "--queue-bytes", "64MiB"), {"queue_max": 100, "queue_bytes_max": 64 << 20}),
         (("--memory", "2GiB", "--rate", "5"), {"memory_bytes": 2 << 30, "rate_per_s": 5.0}),
+        (("--restart", "transient", "--max-restarts", "5"), {"restart": "transient", "restarts_max": 5}),
+        (("--max-restarts", "max", "--restart-period", "10m"), {"restarts_max": 0, "restart_period_s": 600.0}),
+        (("--quarantine-after", "2"), {"quarantine_after": 2}),
+        (("--quarantine-after", "never"), {"quarantine_after": 0}),
+        (("--min-slots", "0", "--max-slots", "4"), {"min_slots": 0, "max_slots": 4}),
+        (("--idle", "5m", "--run-limit", "1.5s"), {"idle_s": 300.0, "run_max_s": 1.5}),
+        (("--idle", "never", "--run-limit", "max"), {"idle_s": 0.0, "run_max_s": 0.0}),
     ],
 )
 def test_limits_have_their_words(bedsit: Run, daemon: Any, words: tuple[str, ...], args: dict[str, Any]) -> None:
@@ -340,14 +358,20 @@ def test_a_tenant_is_shown_with_its_limits(bedsit: Run, daemon: Any) -> None:
     assert (text["class"], text["share"]) == ("realtime", "weight 300, at least 25%")
     assert (text["rate"], text["concurrency"]) == ("10/s, bursts of 20", "max")
     assert (text["queue"], text["sessions"]) == ("512 requests, 16 MiB", "64")
+    assert text["slots"] == "1/2: s1a2b3c4d, s5e6f7a8b"
+    assert text["slots kept"] == "0 to 2, no more than 0 when idle for 5 m 0 s"
+    assert text["restart"] == "transient, given up after more than 5 in 10 m 0 s"
+    assert (text["quarantine"], text["run limit"]) == ("after 3 deaths in a row", "30 s")
 
 
 def test_what_an_older_daemon_does_not_say_is_a_dash(bedsit: Run, daemon: Any) -> None:
     """Not a limit that nobody set."""
     limits = {"memory_bytes": 1 << 30, "cpus": 1.0, "pids": 64}
-    daemon.script |= {"tenant.show": TENANT | {"limits": limits}, "model.show": {"tenant": "vision", "name": "digits"}}
+    older = {key: value for key, value in TENANT.items() if not key.startswith("slots")} | {"limits": limits}
+    daemon.script |= {"tenant.show": older, "model.show": {"tenant": "vision", "name": "digits"}}
     text = dict(rows(bedsit("tenant", "show", "vision")))
     assert {text[key] for key in ("class", "share", "rate", "concurrency", "queue", "sessions")} == {"-"}
+    assert {text[key] for key in ("slots", "slots kept", "restart", "quarantine", "run limit")} == {"-"}
     text = dict(rows(bedsit("model", "show", "vision/digits")))
     assert {text[key] for key in ("priority", "rate", "concurrency", "queue")} == {"-"}
 
@@ -391,6 +415,13 @@ WRONG = [
     ("tenant", "--sessions", "a count", "write a whole number from 1"),
     ("tenant", "--min-share", "a part of the whole", "write 0 to 1, or 0% to 100%: 0.25, 25%"),
     ("tenant", "--queue-bytes", "a size", "write a number and a unit: 512MiB, 2GiB"),
+    ("tenant", "--max-restarts", "a count", "write a whole number from 1, or max"),
+    ("tenant", "--restart-period", "a duration", "write a number and a unit: 500ms, 30s, 2m"),
+    ("tenant", "--quarantine-after", "a count", "write a whole number from 1, or never"),
+    ("tenant", "--min-slots", "a whole number", "write a whole number from 0"),
+    ("tenant", "--max-slots", "a count", "write a whole number from 1"),
+    ("tenant", "--idle", "a duration", "write a number and a unit: 500ms, 30s, 2m, or never"),
+    ("tenant", "--run-limit", "a duration", "write a number and a unit: 500ms, 30s, 2m, or max"),
     ("model", "--rate", "a rate", "write a number above 0: 100/s, 600/m, or max"),
     ("model", "--burst", "a count", "write a whole number from 1"),
     ("model", "--concurrency", "a count", "write a whole number from 1, or max"),
@@ -419,6 +450,7 @@ def test_garbage_in_a_limit_is_named_with_its_option(
     [
         (("tenant", "set", "vision", "--class", "fast"), "'realtime', 'interactive', 'batch'"),
         (("tenant", "set", "vision", "--class", ""), "'realtime', 'interactive', 'batch'"),
+        (("tenant", "create", "vision", "--restart", "always"), "'permanent', 'transient', 'temporary'"),
         (("model", "set", "vision/digits", "--priority", "2"), "'low', 'normal', 'high'"),
     ],
 )

@@ -187,7 +187,10 @@ def test_words_of_an_option_are_completed(bedsit: Run) -> None:
     assert complete(bedsit, "bedsit tenant create vision --class ") == classes
     assert complete(bedsit, "bedsit tenant set vision --class re") == ["realtime"]
     assert complete(bedsit, "bedsit model set vision/digits --priority ") == ["low", "normal", "high"]
-    assert "--min-share" in complete(bedsit, "bedsit tenant set vision --")
+    assert complete(bedsit, "bedsit tenant set vision --restart t") == ["transient", "temporary"]
+    assert {"--min-share", "--idle", "--run-limit"} <= set(complete(bedsit, "bedsit tenant set vision --"))
+    assert complete(bedsit, "bedsit tenant re") == ["restart"]
+    assert complete(bedsit, "bedsit model rel") == ["release"]
     assert complete(bedsit, "bedsit model se") == ["set"]
 
 

@@ -18,6 +18,8 @@ from bedsit.cli.text import (
     parse_rate,
     parse_share,
     parse_size,
+    parse_span,
+    parse_whole,
 )
 from bedsit.ipc.errors import BedsitError
 
@@ -72,6 +74,34 @@ def test_sizes_without_a_unit_are_refused(text: str) -> None:
 def test_counts_are_read(text: str, count: int) -> None:
     """Whole numbers from 1."""
     assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 0), ("000", 0), (" 3 ", 3)])
+def test_whole_numbers_are_read(text: str, count: int) -> None:
+    """None is one of them."""
+    assert parse_whole(text) == count
+
+
+@pytest.mark.parametrize("text", [*GARBAGE, "1.0", "0s", "9" * 400])
+def test_what_is_no_whole_number_is_refused(text: str) -> None:
+    """The same things as for a count, but for none."""
+    with pytest.raises(BedsitError, match="is not a whole number"):
+        parse_whole(text)
+
+
+@pytest.mark.parametrize("text", [*GARBAGE, "0", "5", "5 minutes", "5M", "5d", "٣s", "nans", "infs", "9" * 400 + "s"])
+def test_what_is_no_span_of_time_is_refused(text: str) -> None:
+    """A bare number could mean anything."""
+    with pytest.raises(BedsitError, match="is not a duration"):
+        parse_span(text)
+
+
+@pytest.mark.parametrize("text", ["0s", "0.0m", "0ms"])
+def test_no_time_at_all_is_no_span(text: str) -> None:
+    """It would be taken for no limit where somebody wanted the tightest."""
+    with pytest.raises(BedsitError, match="is no time at all"):
+        parse_span(text)
+    assert parse_span("1ms") == 0.001
 
 
 @pytest.mark.parametrize("text", [*GARBAGE, "0", "1.0", "9" * 400])

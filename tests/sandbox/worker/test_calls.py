@@ -608,7 +608,7 @@ def _raising(e: BaseException) -> Callable[..., Any]:
         (BedsitError("no.such_code", "x"), "model.failed", "BedsitError"),
         (BedsitError([], "x"), "model.failed", "BedsitError"),  # type: ignore[arg-type]
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_whatever_a_model_raises_is_one_short_error(
     e: BaseException, code: str, text: str, capsys: pytest.CaptureFixture[str]
