@@ -113,7 +113,7 @@ def test_a_parked_tenant_answers_the_next_request(shared_box: Any) -> None:
     assert shared_box.ps(tenant="vision") == []
     assert infer(shared_box, 0.25) == 0.25
     shown = shared_box.call("tenant.show", name="vision")
-    assert (shown["state"], len(shown["slots"]), shown["restarts"]) == ("running", 1, 0)
+    assert (shown["state"], len(shown["slots"]), shown["slots_serving"], shown["restarts"]) == ("running", 1, 1, 0)
     kinds = [event["kind"] for event in shared_box.events() if event["kind"] in ("tenant.parked", "tenant.woken")]
     assert kinds[-2:] == ["tenant.parked", "tenant.woken"]
 
