@@ -32,7 +32,7 @@ from bedsit.supervisor.room import LiveSlot, Room
 from bedsit.supervisor.tenantlogs import open_logs
 from bedsit.supervisor.watch import EndWatch, PacketLink, wait_empty
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 3
 #: What a blank slot may use: the interpreter it shares with the zygote needs a small part of it.
 BLANK: Final = Limits(memory_bytes=256 << 20, pids_max=64, cpus=1.0)
 #: What Python and torch need on top of a blank slot before any model is there.

@@ -1,8 +1,7 @@
 """A worker's way to its router: one connection for packets and arenas, and a ZeroMQ lane where it was told to.
 
 While there is only the connection, a receive is one blocking system call. Packets are handed out in batches; what was
-cancelled meanwhile is marked. While more requests are waiting here, the answers of short calls are held back for a
-moment and go out together (see `bedsit.ipc.train`).
+cancelled meanwhile is marked.
 """
 
 import array
@@ -21,7 +20,6 @@ from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.fastlane import ROOM
 from bedsit.ipc.slot import NOTE_BYTES, Note, Word, decode_note, encode_note
-from bedsit.ipc.train import couple, is_train, pack_train, split_train
 from bedsit.ipc.wire import Kind
 from bedsit.ipc.zmqlane import ZmqChannel
 from bedsit.sandbox.worker.arenas import ArenaTable
@@ -33,13 +31,6 @@ _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _FETCHED: Final = 64  # packets taken ahead at most
 _BUFFER_BYTES: Final = 1 << 20
 _CANCEL: Final = int(Kind.CANCEL)
-# After a call that took longer, looking for cancelled requests costs nothing.
-_LONG_NS: Final = 1_000_000
-# Answers are held back so long, and only while no call takes long: the next one must not hold them up.
-_HOLD_NS: Final = 200_000
-_SHORT_NS: Final = 100_000
-_LOOK_EVERY: Final = 16  # receives, where there was nothing more the last time
-_FADING: Final = 5  # a long call is forgotten by 1/32 with each short one
 
 
 class Order(NamedTuple):
@@ -60,29 +51,19 @@ class Lanes:
         self._view = memoryview(self._buffer)
         self._inbox: deque[Order] = deque()
         self._cancelled: set[int] = set()
-        self._held: list[bytes] = []  # answers
-        self._held_zmq: list[bytes] = []
-        self._held_ns = 0
-        self._slowest_ns = 0
-        self._looks = 0
-        self._is_crowded = False  # there was more than one packet when it was last looked for
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._zmq: ZmqChannel | None = None
         self._epoll: select.epoll | None = None
         self._connect()
 
-    def next_batch(self, took_ns: int) -> list[Order]:
+    def next_batch(self, *, look: bool) -> list[Order]:
         """The requests that belong together, at least one; blocks until they are there.
 
-        *took_ns* is what the batch before took. After a long one everything that has come is looked at first, so that a
-        cancelled request is known before it runs.
+        With *look* everything that has come is looked at first, so that a cancelled request is known before it runs: to
+        be asked for when the call before took so long that looking costs nothing.
         """
-        self._slowest_ns = max(took_ns, self._slowest_ns - (self._slowest_ns >> _FADING))
-        self._held_ns += took_ns
-        if self._slowest_ns > _SHORT_NS or self._held_ns > _HOLD_NS:
-            self.flush()
-            if took_ns > _LONG_NS:
-                self._fetch_all()
+        if look:
+            self._fetch_all()
         batch: list[Order] = []
         while not batch or batch[-1].fields[5]:  # packets of the same batch that follow
             while (order := self._next(batch)) is None:
@@ -90,18 +71,6 @@ class Lanes:
                     batch = []  # another router: what the last one sent is of no use
             batch.append(order)
         return batch
-
-    def flush(self) -> None:
-        """Send the answers that were held back; blocks while the router reads nothing."""
-        self._held_ns = 0
-        if self._held:
-            held, self._held = self._held, []
-            for coupled in couple(held):
-                self._send(pack_train(coupled))
-        if self._held_zmq:
-            held, self._held_zmq = self._held_zmq, []
-            for coupled in couple(held):
-                self._send_zmq(pack_train(coupled))
 
     def is_cancelled(self, order: Order) -> bool:
         """Whether nobody waits for this any more; to be asked once."""
@@ -123,39 +92,25 @@ class Lanes:
 
     def _fetch(self) -> bool:
         """Take what is there, or wait for something; True when the router went away and another one is there."""
-        self.flush()
         if self._zmq is None:
-            return self._receive(0) is None or self._look_for_more()
+            return self._receive(0) is None
         # One of each: a lane that is never empty must not hide what comes on the other.
         received = self._receive(_DONTWAIT)
         if received is None:
             return True
         packet = self._zmq.receive()
         if packet is not None:
-            self._take_all(packet, self._reply_zmq)
+            self._take(bytearray(packet), self._reply_zmq)
         elif not received and self._epoll is not None:
             self._epoll.poll()
         return False
 
-    def _look_for_more(self) -> bool:
-        """Take what else has come, where something often has; True when the router went away meanwhile."""
-        self._looks += 1
-        if self._is_crowded or self._looks % _LOOK_EVERY == 0:
-            had = len(self._inbox)
-            if self._fetch_all():
-                return True
-            self._is_crowded = len(self._inbox) > had
-        return False
-
-    def _fetch_all(self) -> bool:
-        """Take what is there; True when the router went away."""
+    def _fetch_all(self) -> None:
         # In this order: withdrawals come on the connection, whatever lane their request came on.
         while self._zmq is not None and len(self._inbox) < _FETCHED and (packet := self._zmq.receive()) is not None:
-            self._take_all(packet, self._reply_zmq)
-        received: bool | None = True
-        while received and len(self._inbox) < _FETCHED:
-            received = self._receive(_DONTWAIT)
-        return received is None
+            self._take(bytearray(packet), self._reply_zmq)
+        while len(self._inbox) < _FETCHED and self._receive(_DONTWAIT):
+            pass
 
     def _receive(self, flags: int) -> bool | None:
         """Take one packet off the connection. False when there was none, None when the router went away."""
@@ -171,17 +126,15 @@ class Lanes:
         if size == NOTE_BYTES or ancillary:
             self._obey(decode_note(bytes(self._view[:size])), ancillary)
         else:
-            self._take_all(self._view[:size], self._reply)
+            # A copy of its own: what the model makes of its inputs may outlive the next packet.
+            self._take(bytearray(self._view[:size]), self._reply)
         return True
 
-    def _take_all(self, packet: bytes | memoryview, reply: Callable[[bytes], None]) -> None:
-        """A packet, or a train of them. Copies: what the model makes of its inputs may outlive the next packet."""
-        with contextlib.suppress(BedsitError):  # the router sends no such thing
-            for each in split_train(packet) if is_train(packet) else (packet,):
-                self._take(bytearray(each), reply)
-
     def _take(self, packet: bytearray, reply: Callable[[bytes], None]) -> None:
-        fields = wire.read_fields(packet)
+        try:
+            fields = wire.read_fields(packet)
+        except BedsitError:
+            return  # the router sends no such thing
         if fields[2] != _CANCEL:
             self._inbox.append(Order(packet, fields, reply))
         elif any(order.fields[4] == fields[4] for order in self._inbox):
@@ -196,7 +149,7 @@ class Lanes:
             if note.word == Word.GIVE and fds:
                 with contextlib.suppress(OSError, ValueError):  # no memory for it: its requests will say so
                     self._arenas.give(note.number, fds[0], note.size)
-                    self._send(encode_note(Note(Word.MAPPED, note.number)))
+                    self._reply(encode_note(Note(Word.MAPPED, note.number)))
             elif note.word == Word.FORGET:
                 self._arenas.forget(note.number)
             elif note.word == Word.MEET:
@@ -206,20 +159,13 @@ class Lanes:
                 os.close(fd)
 
     def _reply(self, packet: bytes) -> None:
-        """Answer over the connection, with the next flush."""
-        self._held.append(packet)
-
-    def _reply_zmq(self, packet: bytes) -> None:
-        self._held_zmq.append(packet)
-
-    def _send(self, packet: bytes) -> None:
-        """Send over the connection; blocks while the router reads nothing. A router that is gone wants no answer."""
+        """Answer over the connection; blocks while the router reads nothing. A router that is gone wants no answer."""
         try:
             self._link.send(packet, socket.MSG_NOSIGNAL)
         except OSError:
             return  # the next receive sees the end
 
-    def _send_zmq(self, packet: bytes) -> None:
+    def _reply_zmq(self, packet: bytes) -> None:
         if self._zmq is not None:
             while not self._zmq.send(packet):
                 self._zmq.wait_for_room(1.0)
@@ -232,7 +178,7 @@ class Lanes:
             epoll = self._epoll = select.epoll()
             epoll.register(self._link.fileno(), select.EPOLLIN)
             epoll.register(lane.fileno(), select.EPOLLIN | select.EPOLLET)
-            self._send_zmq(wire.pack_packet(Kind.READY, 0))
+            self._reply_zmq(wire.pack_packet(Kind.READY, 0))
 
     def _connect(self) -> None:
         while True:
@@ -256,7 +202,5 @@ class Lanes:
             self._zmq = self._epoll = None
         self._inbox.clear()
         self._cancelled.clear()
-        self._held.clear()
-        self._held_zmq.clear()
         self._arenas.clear()
         self._connect()

@@ -93,8 +93,8 @@ class Dispatch:
         slot.send_one(request, request.arrived_ns)
         return True
 
-    def answered(self, request: Request, slot: SlotLink, now_ns: int) -> None:
-        """A worker has answered, at *now_ns*. A batch is charged when it has answered all of it.
+    def answered(self, request: Request, slot: SlotLink) -> None:
+        """A worker has answered. A batch is charged when it has answered all of it.
 
         The charge is the time from when the worker was free for it to now, by this process's own clock.
         """
@@ -110,6 +110,7 @@ class Dispatch:
             if batch.left:
                 return
             requests = len(batch.requests)
+        now_ns = _clock()
         cost_ns = now_ns - max(request.sent_ns, slot.free_ns)
         slot.free_ns = now_ns
         slot.batches -= 1
@@ -121,7 +122,7 @@ class Dispatch:
     def abandon(self, orphans: Iterable[Request], slot: SlotLink) -> None:
         """These were in flight at a worker that is gone: what it had of them is charged."""
         for request in orphans:
-            self.answered(request, slot, _clock())
+            self.answered(request, slot)
             request.batch = None
 
     def _send_next(self, tenant: Tenant, at_once: int) -> Batch | None:

@@ -361,10 +361,10 @@ class Router:
             if request.slot is not None:
                 request.slot.cancel(request)
 
-    def _answer(self, slot: SlotLink, request: Request, kind: int, packet: bytes, now_ns: int) -> None:
+    def _answer(self, slot: SlotLink, request: Request, kind: int, packet: bytes) -> None:
         session = request.session
         tenant = session.tenant
-        self._dispatch.answered(request, slot, now_ns)
+        self._dispatch.answered(request, slot)
         tenant.requests_total += 1
         if kind == _ERROR:
             tenant.errors_total += 1

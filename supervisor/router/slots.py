@@ -4,21 +4,18 @@ The sockets lie in the slot's own folder, so the socket a packet arrives on is t
 hostile: its answers count only for requests that are in flight *here*, and what does not fit is counted and dropped.
 A slot is *ready* once its worker has connected and said READY.
 
-What is dispatched in one turn of the loop goes out together at its end, and a worker answers together what it has run
-meanwhile: see `bedsit.ipc.train`.
-
 Arenas are handed over on the connection that requests travel on, so a request never overtakes its arena. Only on the
 ZeroMQ lane could it: that one is used for an arena after the worker has acknowledged it.
 """
 
 import contextlib
+import itertools
 import os
 import secrets
 import socket
 import struct
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +27,13 @@ from bedsit.ipc.fastlane import ROOM
 from bedsit.ipc.seqpacket import refuse_descriptors, send_bytes
 from bedsit.ipc.slot import NOTE_BYTES, Note, Word, decode_note, encode_note
 from bedsit.ipc.snapshot import SlotView
-from bedsit.ipc.train import couple, is_train, pack_train, split_train
 from bedsit.ipc.wire import Kind, pack_packet, read_route, readdress
 from bedsit.ipc.zmqlane import ZmqChannel
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.requests import Batch, Request
 from bedsit.supervisor.router.sessions import Session
 
-_BUDGET: Final = 64  # packets taken off the ZeroMQ lane in a turn
+_BUDGET: Final = 64
 _REST_S: Final = 0.005  # how long a worker that sends nonsense is not read
 _SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -48,12 +44,11 @@ _ZMQ_HELD: Final = 128
 _UCRED: Final = struct.Struct("3i")
 _REQUEST: Final = int(Kind.REQUEST)
 _ANSWERS: Final = (int(Kind.RESPONSE), int(Kind.ERROR))
-_clock = time.monotonic_ns
 _log = structlog.get_logger("router.slot")
 
-Answer = Callable[["SlotLink", Request, int, bytes, int], None]  # kind, packet, when it came
+Answer = Callable[["SlotLink", Request, int, bytes], None]
 Notify = Callable[["SlotLink"], None]
-_Post = tuple[bytes, int, Sequence[int]]  # a packet, an arena's descriptor beside it or -1, and the rids in it
+_Post = tuple[bytes, int, int]  # a packet, an arena's descriptor beside it or -1, and the request's rid or 0
 
 
 class SlotLink:
@@ -78,19 +73,17 @@ class SlotLink:
         self.drained_told = False
         self.misbehaved = 0
         self.received = 0  # packets on the ZeroMQ lane
-        self.free_ns = 0  # when its worker gave the last answer, or later began what it is at
+        self.free_ns = 0  # when its worker gave the last answer
         self.lane_path = str(folder / "router.sock")
         self._folder = folder
         self._loop = loop
         self._on_answer, self._on_ready, self._on_lost = on_answer, on_ready, on_lost
         self._on_misbehaved = on_misbehaved
-        self._rid = self._departed = _first_rid()  # of the last request, and of the last one that was sent or kept
+        self._rids = itertools.count(_first_rid())
         self._closed = False
         self._said_ready = False
         self._resting = False
         self._connection: socket.socket | None = None
-        self._train: list[bytes] = []  # dispatched in this turn
-        self._zmq_train: list[bytes] = []
         self._unsent: deque[_Post] = deque()
         self._behind: set[int] = set()  # requests among the unsent
         self._given: set[int] = set()  # arenas
@@ -178,27 +171,23 @@ class SlotLink:
         request.attempts += 1
         request.slot = self
         request.sent_ns = now_ns
-        rid = request.rid = self._rid = self._rid + 1
+        rid = request.rid = next(self._rids)
         self.in_flight[rid] = request
         session.in_flight += 1
-        if not self._train and not self._zmq_train:
-            self._loop.again(self._depart)
-        train = self._zmq_train if over_zmq else self._train
-        train.append(readdress(request.packet, _REQUEST, rid, number, left))
-
-    def _depart(self) -> None:
-        """Send what was dispatched in this turn."""
-        self._departed = self._rid
-        if self._train:
-            packets, self._train = self._train, []
-            for coupled in couple(packets):
-                self._post(pack_train(coupled), requests=coupled)
-        if self._zmq_train:
-            packets, self._zmq_train = self._zmq_train, []
-            for coupled in couple(packets):
-                if self._zmq is not None and not self._zmq.send(pack_train(coupled)):
-                    self._lose("the ZeroMQ lane takes nothing")
+        packet = readdress(request.packet, _REQUEST, rid, number, left)
+        if over_zmq and self._zmq is not None:
+            if not self._zmq.send(packet):
+                self._lose("the ZeroMQ lane takes nothing")
             self._loop.again(self._drain_zmq)
+            return
+        if not self._unsent and self._connection is not None:
+            try:
+                self._connection.send(packet, _SEND)
+            except OSError:  # no room, or no worker: _post finds out which
+                pass
+            else:
+                return
+        self._post(packet, rid=rid)
 
     def _give(self, session: Session) -> None:
         """Hand the worker a session's arena; it gets there before any request that names it."""
@@ -209,7 +198,6 @@ class SlotLink:
     def cancel(self, request: Request) -> None:
         """Tell the worker that nobody waits for this any more; it answers all the same."""
         if request.rid in self.in_flight:
-            self._depart()  # first: a worker knows nothing of what it has not got
             self._post(pack_packet(Kind.CANCEL, request.rid))
 
     def forget_arena(self, session: Session) -> None:
@@ -241,16 +229,16 @@ class SlotLink:
 
     # --- packets ---------------------------------------------------------------------------------------------------
 
-    def _post(self, packet: bytes, fd: int = -1, requests: Sequence[bytes] = ()) -> None:
+    def _post(self, packet: bytes, fd: int = -1, rid: int = 0) -> None:
         """Send, or keep until there is room: what is kept is bounded by what may be in flight."""
         if not self._unsent and self._send(packet, fd):
             return
         if self._connection is None:
             _close(fd)
             return
-        rids = [read_route(request)[1] for request in requests]
-        self._unsent.append((packet, fd, rids))
-        self._behind.update(rids)
+        self._unsent.append((packet, fd, rid))
+        if rid:
+            self._behind.add(rid)
         self._loop.watch_room(self._connection.fileno(), wanted=True)
 
     def _send(self, packet: bytes, fd: int) -> bool:
@@ -272,35 +260,38 @@ class SlotLink:
 
     def _flush(self) -> None:
         while self._unsent:
-            packet, fd, rids = post = self._unsent.popleft()  # first: a failure closes what is still in there
+            packet, fd, rid = post = self._unsent.popleft()  # first: a failure closes what is still in there
             if not self._send(packet, fd):
                 self._unsent.appendleft(post)
                 return
-            self._behind.difference_update(rids)
+            self._behind.discard(rid)
         if self._connection is not None:
             self._loop.watch_room(self._connection.fileno(), wanted=False)
 
     def _hear(self) -> None:
-        """Take one packet of what the worker sent: who has more to say sends more in one."""
+        """Take what the worker sent: as long as answers are due, a budget's worth per turn."""
         if self._unsent:
             self._flush()
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            packet = connection.recv(ROOM, _DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = b""
-        if not packet:
-            self._lose("the worker hung up")
-            return
         before = self.misbehaved
-        if len(packet) == NOTE_BYTES:
-            self._note(packet)
-        else:
-            self._take_all(packet, over_zmq=False)
+        for _ in range(_BUDGET):
+            connection = self._connection
+            if connection is None:
+                return
+            try:
+                packet = connection.recv(ROOM, _DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:
+                packet = b""
+            if not packet:
+                self._lose("the worker hung up")
+                return
+            if len(packet) == NOTE_BYTES:
+                self._note(packet)
+            else:
+                self._take(packet, over_zmq=False)
+            if not self.in_flight:
+                break
         if self.misbehaved != before:
             self._rest()
 
@@ -314,51 +305,25 @@ class SlotLink:
             if packet is None:
                 return
             self.received += 1
-            self._take_all(packet, over_zmq=True)
+            self._take(packet, over_zmq=True)
             if self._zmq is None:
                 return
         self._loop.again(self._drain_zmq)
 
-    def _take_all(self, packet: bytes, *, over_zmq: bool) -> None:
-        now_ns = _clock()
-        if not is_train(packet):
-            self._take(packet, now_ns, since_ns=now_ns, over_zmq=over_zmq)
-            return
-        try:
-            packets = split_train(packet)
-        except BedsitError:
-            self._misbehave("malformed")
-            return
-        # Nobody knows when each of them was ready: all the time since the worker began is shared out evenly, over no
-        # more of them than can be answers.
-        oldest = next(iter(self.in_flight.values()), None)
-        if oldest is not None:
-            self.free_ns = max(self.free_ns, oldest.sent_ns)
-        shares = min(len(packets), len(self.in_flight)) or 1
-        share_ns = (now_ns - self.free_ns) // shares
-        before = self.misbehaved
-        for count, each in enumerate(packets, 1):
-            at_ns = now_ns - share_ns * max(0, shares - count)
-            self._take(each, at_ns, since_ns=self.free_ns, over_zmq=over_zmq)
-            if self.misbehaved != before:
-                return  # the rest is worth as much
-
-    def _take(self, packet: bytes, now_ns: int, *, since_ns: int, over_zmq: bool) -> None:
+    def _take(self, packet: bytes, *, over_zmq: bool) -> None:
         try:
             kind, rid = read_route(packet)
         except BedsitError:
             self._misbehave("malformed")
             return
-        if rid > self._departed or (self._behind and rid in self._behind):
+        if self._behind and rid in self._behind:
             # Who guesses its number would have us keep one more for each, and read none.
             self._misbehave("an answer to what it has not been sent")
             return
         request = self.in_flight.pop(rid, None) if kind in _ANSWERS else None
         if request is not None:
             request.session.in_flight -= 1
-            # Its share may begin before it was sent: what a train took is charged in full, and never less than nothing.
-            request.sent_ns = min(request.sent_ns, since_ns)
-            self._on_answer(self, request, kind, packet, now_ns)
+            self._on_answer(self, request, kind, packet)
         elif kind == Kind.READY:
             self._become_ready(over_zmq=over_zmq)
         else:
@@ -427,8 +392,6 @@ class SlotLink:
             _close(fd)
         self._unsent.clear()
         self._behind.clear()
-        self._train.clear()
-        self._zmq_train.clear()
         if self._connection is not None:
             self._loop.unwatch(self._connection.fileno())
             self._connection.close()

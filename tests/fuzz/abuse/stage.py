@@ -12,7 +12,6 @@ from bedsit.ipc import wire
 from bedsit.ipc.errors import CODES, BedsitError
 from bedsit.ipc.seqpacket import close_all, recv_bytes
 from bedsit.ipc.slot import NOTE_BYTES
-from bedsit.ipc.train import is_train, split_train
 from bedsit.ipc.wire import Kind
 from tests.fuzz.draw import Draw
 from tests.supervisor.router.conftest import HostileWorker, Plane, RawSession
@@ -150,8 +149,9 @@ def read_ids(worker: HostileWorker, count: int = 1000) -> list[int]:
         if not packet:
             break
         if len(packet) != NOTE_BYTES:
-            routes = map(wire.read_route, split_train(packet) if is_train(packet) else [packet])
-            found += [ident for kind, ident in routes if kind == Kind.REQUEST]
+            kind, ident = wire.read_route(packet)
+            if kind == Kind.REQUEST:
+                found.append(ident)
     return found
 
 

@@ -15,7 +15,6 @@ from bedsit.ipc.door import PROTOCOL
 from bedsit.ipc.seqpacket import close_all, recv_bytes, recv_packet, send_packet
 from bedsit.ipc.slot import NOTE_BYTES, Note, Word, decode_note, encode_note
 from bedsit.ipc.snapshot import ModelView, SlotView, VersionView
-from bedsit.ipc.train import is_train, pack_train, split_train
 from bedsit.ipc.wire import Kind
 from tests.fuzz.draw import Draw
 from tests.fuzz.house import ARENA_BYTES, BATCHED, DONTWAIT, PLAIN, House, make_tenant
@@ -121,7 +120,7 @@ class Stage:
                 assert (note.word == Word.GIVE) == bool(fds)
                 read.append((0, note.number))
             else:
-                read += map(wire.read_route, split_train(packet) if is_train(packet) else [packet])
+                read.append(wire.read_route(packet))
         return read
 
     def call_innocently(self) -> None:
@@ -287,24 +286,6 @@ def _answer_something(stage: Stage, draw: Draw) -> None:
         _say(stage, draw, _answer(ident, b"acme" * draw.pick((1, 1, 4000)), kind))
 
 
-def _answer_in_a_train(stage: Stage, draw: Draw) -> None:
-    """What it has read, in order, or with some of what comes next; as a message that is right, or nearly so."""
-    seen = list(stage.seen) or [0]
-    first, ahead = draw.below(len(seen)), draw.below(16) if draw.flag() else 0
-    idents = seen[first : first + draw.pick((1, 2, 5, 64))]
-    kinds = (*[Kind.RESPONSE] * 6, Kind.ERROR, Kind.READY)
-    packets = [_answer(ident + ahead, b"acme", draw.pick(kinds)) for ident in idents]
-    train = pack_train(packets)
-    match draw.byte() % 8:
-        case 5:
-            train = pack_train([train, *packets[:3]])
-        case 6:
-            train += draw.piece()
-        case 7:
-            train = train[: -1 - draw.below(60)]
-    _say(stage, draw, train)
-
-
 def _say_lies(stage: Stage, draw: Draw) -> None:
     word = draw.pick((Word.MAPPED, Word.GIVE, Word.FORGET, Word.MEET))
     _say(stage, draw, draw.piece() or encode_note(Note(word, draw.number(32), draw.number())))
@@ -385,7 +366,7 @@ def _call(stage: Stage, draw: Draw) -> None:
 
 _ACTS: Final[Sequence[Callable[[Stage, Draw], None]]] = (
     *(_open, _send, _send, _send_lies, _send_raw, _cancel, _ask, _hear, _hang_up, _read, _read, _answer_something),
-    *(_say_lies, _end_worker, _change, _wait, _turn, _turn, _call, _answer_in_a_train),
+    *(_say_lies, _end_worker, _change, _wait, _turn, _turn, _call),
 )
 
 
@@ -400,15 +381,6 @@ def seeds() -> Iterator[bytes]:
         full = [0, 0, *(byte for ident in range(count) for byte in (1, 0, 0, 0, ident, 0, 1, 0, 0, 16, 3))]
         yield bytes([*full, 1, 1, 0, 0, 0, 0, 1, 0, 0, 16, 3, 13, 0, 0, 16, 3])
         yield bytes([*full, *(11, 3, *(byte for rid in range(10) for byte in (rid + 1, 0, 0))), 16, 3, *full[2:]])
-    # Requests that were read are answered in a train that is right, lies, or runs ahead of what was sent.
-    ask = [1, 0, 0, 4, *(byte for ident in range(8) for byte in (ident, 0, 1, 0, 3)), 16, 3, 16, 3]
-    for lie in range(8):
-        for ahead in ([0], [1, 1]):
-            train = [19, 0, *ahead, 3, *[0] * 5, lie, 1]
-            yield bytes([0, *ask, 9, 0, 0, 3, 0, *train, 16, 3, 7, 0, 18])
-    # A worker reads one, and of what comes then none: it guesses the number of each that comes, in the same turn.
-    guess = [byte for ahead in range(9, 16) for byte in (1, 0, 0, 0, 11, 0, 1, 0, 3, 19, 0, 1, ahead, 0, 0, 0, 16, 0)]
-    yield bytes([0, 1, 0, 0, 0, 10, 0, 1, 0, 3, 16, 3, 9, 1, 0, 3, 0, *ask, *guess])
 
 
 def TestOneInput(data: bytes) -> None:  # noqa: N802 - the name that fuzzers look for
@@ -423,7 +395,7 @@ def TestOneInput(data: bytes) -> None:  # noqa: N802 - the name that fuzzers loo
                     break
                 draw.pick(_ACTS)(stage, draw)
                 for slot in house.router.slots.values():
-                    held = sum(len(rids) for _, _, rids in slot._unsent)
+                    held = sum(1 for _, _, rid in slot._unsent if rid)
                     assert held <= len(slot.in_flight), "what waits for a worker piles up"
             house.settle()
             stage.leave()

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import select
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,6 @@ from bedsit.ipc import wire
 from bedsit.ipc.fastlane import ROOM
 from bedsit.ipc.seqpacket import send_bytes
 from bedsit.ipc.slot import NOTE_BYTES, Note, Word, decode_note, encode_note
-from bedsit.ipc.train import is_train, pack_train, split_train
 from bedsit.ipc.wire import MAX_PACKET, Kind
 from bedsit.ipc.zmqlane import ZmqChannel
 from bedsit.sandbox.worker.arenas import ArenaTable
@@ -28,15 +26,10 @@ from tests_support.slots import wait_until
 
 PAGE = 4096
 _READY = wire.pack_packet(Kind.READY, 0)
-_LONG_NS = 5_000_000  # a call after which all that has come is looked at
 
 
 def _request(ident: int, left: int = 0) -> bytes:
     return wire.readdress(wire.pack_packet(Kind.REQUEST, 0, b"header", b"body"), Kind.REQUEST, ident, 7, left)
-
-
-def _answer(ident: int, size: int = 1) -> bytes:
-    return wire.pack_packet(Kind.RESPONSE, ident, bytes(size))
 
 
 def _idents(batch: list[Order]) -> list[int]:
@@ -51,7 +44,6 @@ class Slot:
         self.arenas = ArenaTable()
         self._context = zmq.Context()
         self._zmq: ZmqChannel | None = None
-        self._arrived: list[bytes] = []
         self._listener = self._listen()
         self.lanes = Lanes(str(folder), self.arenas)
         self.link = self._accept()
@@ -69,17 +61,8 @@ class Slot:
         os.close(fd)
 
     def recv(self) -> bytes:
-        """The worker's next packet on the connection, whether it came alone or in a train."""
-        if not self._arrived:
-            message = self.link.recv(1 << 17)
-            self._arrived = split_train(message) if is_train(message) else [message]
-        return self._arrived.pop(0)
-
-    def is_silent(self) -> bool:
-        """Whether the worker has sent nothing that was not read."""
-        if self._arrived or select.select([self.link], [], [], 0)[0]:
-            return False
-        return self._zmq is None or not self._zmq.has_packets()
+        """The worker's next packet on the connection."""
+        return self.link.recv(1 << 17)
 
     def mapped(self) -> int:
         """The number of the arena that the worker says it has mapped."""
@@ -90,13 +73,8 @@ class Slot:
         return note.number
 
     def next(self, *, look: bool = False) -> list[Order]:
-        """The worker's next batch, which is on its way already; with *look* after a call that took long."""
-        return self.lanes.next_batch(_LONG_NS if look else 0)
-
-    def answer(self, order: Order, packet: bytes) -> None:
-        """Answer, and send it now."""
-        order.reply(packet)
-        self.lanes.flush()
+        """The worker's next batch, which is on its way already."""
+        return self.lanes.next_batch(look=look)
 
     def meet(self) -> ZmqChannel:
         """Have the worker connect to a ZeroMQ lane."""
@@ -143,7 +121,7 @@ class Slot:
         self._context.term()
 
     def recv_zmq(self) -> bytes:
-        """The worker's next message on the ZeroMQ lane."""
+        """The worker's next packet on the ZeroMQ lane."""
         assert self._zmq is not None
         packet = None
         while packet is None:
@@ -197,8 +175,8 @@ def test_a_request_comes_as_it_was_sent_and_its_answer_goes_back(slot: Slot) -> 
     (second,) = slot.next()
     assert (bytes(first.packet), bytes(second.packet)) == (_request(1), _request(2))
     assert first.fields == wire.read_fields(_request(1))
-    slot.answer(second, b"answer to 2")
-    slot.answer(first, b"answer to 1")
+    second.reply(b"answer to 2")
+    first.reply(b"answer to 1")
     assert [slot.recv(), slot.recv()] == [b"answer to 2", b"answer to 1"]
 
 
@@ -208,7 +186,7 @@ def test_the_longest_packets_go_through(slot: Slot) -> None:
     slot.send(longest)
     (order,) = slot.next()
     assert bytes(order.packet) == longest
-    slot.answer(order, longest)
+    order.reply(longest)
     assert slot.recv() == longest
 
 
@@ -251,12 +229,8 @@ def test_a_batch_that_is_not_complete_is_waited_for(slot: Slot, pool: ThreadPool
         encode_note(Note(Word.MAPPED, 5)),
         encode_note(Note(Word.GIVE, 5, PAGE)),
         encode_note(Note(Word.FORGET, 5)),
-        pack_train([_request(8), _request(9)])[:-1],
-        pack_train([pack_train([_request(8), _request(9)])] * 2),
-        pack_train([b"x" * 48, _request(9)]),
-        pack_train([b"", b""]),
     ],
-    ids=range(18),
+    ids=range(14),
 )
 def test_what_is_no_packet_is_dropped(slot: Slot, garbage: bytes) -> None:
     """The router sends no such thing; if it did, the next request would be as good as ever."""
@@ -443,160 +417,6 @@ def test_looking_takes_no_more_than_a_few_packets_ahead(slot: Slot) -> None:
         assert len(slot.lanes._inbox) < 64
 
 
-# --- trains -----------------------------------------------------------------------------------------------------------
-
-
-def test_packets_of_a_train_are_handed_out_one_by_one(slot: Slot) -> None:
-    """In order, each in memory of its own; a batch may be in one train, or go on in the next."""
-    slot.send(pack_train([_request(1), _request(2, 1), _request(3), _request(4, 2)]), pack_train([_request(5, 1)] * 2))
-    slot.send(_request(6))
-    orders = [slot.next() for _ in range(3)]
-    assert [_idents(batch) for batch in orders] == [[1], [2, 3], [4, 5, 5, 6]]
-    assert [bytes(order.packet) for batch in orders[:2] for order in batch] == [
-        _request(1),
-        _request(2, 1),
-        _request(3),
-    ]
-
-
-@pytest.mark.parametrize("way", ["fast", "zmq"])
-def test_answers_of_short_calls_go_out_together_while_requests_wait(
-    slot: Slot, pool: ThreadPoolExecutor, way: str
-) -> None:
-    """In one message, in their order, when the last of those that waited has been answered."""
-    lane = slot.meet() if way == "zmq" else None
-    train = pack_train([_request(ident) for ident in range(1, 6)])
-    assert lane.send(train) if lane is not None else slot.send(train) is None
-    for ident in range(1, 6):
-        (order,) = slot.next()
-        assert order.fields[4] == ident
-        order.reply(_answer(ident))
-        assert slot.is_silent()
-    waiting = pool.submit(slot.next)  # nothing is there for it
-    message = slot.recv_zmq() if way == "zmq" else slot.link.recv(1 << 17)
-    assert split_train(message) == [_answer(ident) for ident in range(1, 6)]
-    slot.send(_request(6))
-    assert _idents(waiting.result(DEADLINE_S)) == [6]
-
-
-def test_answers_of_both_lanes_go_out_together_each_on_its_own(slot: Slot, pool: ThreadPoolExecutor) -> None:
-    """Two messages for four answers."""
-    lane = slot.meet()
-    assert lane.send(pack_train([_request(1), _request(2)]))
-    wait_until(lambda: slot.lanes._zmq is not None and slot.lanes._zmq.has_packets(), "it has arrived")
-    slot.send(pack_train([_request(3), _request(4)]))
-    for _ in range(4):
-        (order,) = slot.next()
-        order.reply(_answer(order.fields[4]))
-    waiting = pool.submit(slot.next)
-    assert split_train(slot.recv_zmq()) == [_answer(1), _answer(2)]
-    assert split_train(slot.link.recv(1 << 17)) == [_answer(3), _answer(4)]
-    slot.send(_request(5))
-    assert _idents(waiting.result(DEADLINE_S)) == [5]
-
-
-@pytest.mark.parametrize("waits", ["nothing", "half a batch"])
-def test_an_answer_is_not_held_while_nothing_waits_that_could_run(
-    slot: Slot, pool: ThreadPoolExecutor, waits: str
-) -> None:
-    """It leaves before the worker waits for more, alone and as it is."""
-    slot.send(pack_train([_request(1), _request(2, 1)]) if waits == "half a batch" else _request(1))
-    (order,) = slot.next()
-    order.reply(_answer(1))
-    waiting = pool.submit(slot.next)
-    assert slot.link.recv(1 << 17) == _answer(1)
-    assert not waiting.done()
-    slot.send(_request(3))
-    assert _idents(waiting.result(DEADLINE_S)) in ([3], [2, 3])
-
-
-def test_after_a_call_that_was_not_short_answers_are_sent_before_the_next_one(slot: Slot) -> None:
-    """More than 100 us, and for as long as that is remembered: an answer must not wait for another long call."""
-    slot.send(pack_train([_request(ident) for ident in range(64)]))
-    (order,) = slot.lanes.next_batch(0)
-    order.reply(_answer(0))
-    (order,) = slot.lanes.next_batch(100_000)
-    assert slot.is_silent()
-    order.reply(_answer(1))
-    (order,) = slot.lanes.next_batch(100_001)
-    assert split_train(slot.link.recv(1 << 17)) == [_answer(0), _answer(1)]
-    slot.send(*(pack_train([_request(ident) for ident in range(64)]) for _ in range(5)))
-    order.reply(_answer(2))
-    (order,) = slot.lanes.next_batch(1_000_000)
-    alone = 2
-    while not slot.is_silent():
-        assert slot.recv() == _answer(alone)
-        alone += 1
-        order.reply(_answer(alone))
-        (order,) = slot.lanes.next_batch(1000)
-    assert 60 < alone < 90  # 1 ms is less than 100 us when it is forgotten by 1/32 so many times
-
-
-def test_answers_are_held_for_200_us_of_calls_at_most(slot: Slot) -> None:
-    """However many short ones follow each other."""
-    slot.send(pack_train([_request(ident) for ident in range(64)]))
-    (order,) = slot.next()
-    for _ in range(4):
-        for ident in range(4):
-            assert slot.is_silent()
-            order.reply(_answer(ident))
-            (order,) = slot.lanes.next_batch(60_000)
-        assert split_train(slot.link.recv(1 << 17)) == [_answer(ident) for ident in range(4)]
-
-
-def test_more_answers_than_a_train_holds_are_several_trains(slot: Slot, pool: ThreadPoolExecutor) -> None:
-    """Of 64 packets or 32 KiB each; all of them arrive in their order."""
-    slot.send(*(pack_train([_request(ident + 50 * part) for ident in range(50)]) for part in range(2)))
-    slot.next(look=True)
-    large = [_answer(ident, 1000) for ident in range(100)]
-    order = slot.next()[0]
-    slot.lanes.flush()
-    for packet in large:
-        order.reply(packet)
-    flushing = pool.submit(slot.lanes.flush)
-    sizes = []
-    received: list[bytes] = []
-    while len(received) < 100:
-        received += split_train(slot.link.recv(1 << 17))
-        sizes.append(len(received) - sum(sizes))
-    flushing.result(DEADLINE_S)
-    assert received == large
-    assert sizes == [31, 31, 31, 7]
-
-
-def test_looking_takes_no_more_than_a_train_beyond_the_few(slot: Slot) -> None:
-    """What is taken ahead is bounded also where requests come in trains."""
-    slot.send(*(pack_train([_request(ident) for ident in range(at, at + 64)]) for at in range(0, 640, 64)))
-    for ident in range(640):
-        assert _idents(slot.next(look=True)) == [ident]
-        assert len(slot.lanes._inbox) < 64 + 64
-
-
-def test_a_withdrawal_is_known_for_each_request_of_a_train(slot: Slot) -> None:
-    """As for those that came alone."""
-    cancels = [wire.pack_packet(Kind.CANCEL, ident) for ident in (2, 4, 9)]
-    slot.send(pack_train([_request(ident) for ident in range(1, 5)]), *cancels)
-    orders = [slot.next(look=True)[0] for _ in range(4)]
-    assert [slot.lanes.is_cancelled(order) for order in orders] == [False, True, False, True]
-
-
-def test_held_answers_are_lost_with_their_router(slot: Slot, pool: ThreadPoolExecutor) -> None:
-    """The next one asked nothing of the kind."""
-    slot.send(pack_train([_request(1), _request(2)]))
-    (order,) = slot.next()
-    order.reply(_answer(1))
-    slot.restart()
-    (order,) = slot.next()
-    order.reply(_answer(2))
-    batch = slot.meet_again(pool)
-    slot.send(_request(1))
-    (order,) = batch.result(DEADLINE_S)
-    assert slot.is_silent()
-    slot.answer(order, _answer(3))
-    assert slot.recv() == _answer(3)
-    assert slot.is_silent()
-
-
 # --- routers that come and go -----------------------------------------------------------------------------------------
 
 
@@ -614,7 +434,7 @@ def test_another_router_starts_with_nothing_of_the_last_one(slot: Slot, pool: Th
     assert order.fields[4] == 2
     assert not slot.lanes.is_cancelled(order)
     assert slot.arenas.find(4) is None
-    slot.answer(order, b"to the new one")
+    order.reply(b"to the new one")
     assert slot.recv() == b"to the new one"
 
 
@@ -648,12 +468,12 @@ def test_an_answer_to_a_router_that_is_gone_goes_nowhere(slot: Slot, pool: Threa
     (order,) = slot.next()
     slot.vanish()
     for _ in range(3):
-        slot.answer(order, b"too late")
+        order.reply(b"too late")
     slot.appear()
     batch = slot.meet_again(pool)
     slot.send(_request(2))
     (order,) = batch.result(DEADLINE_S)
-    slot.answer(order, b"in time")
+    order.reply(b"in time")
     assert slot.recv() == b"in time"
 
 
@@ -691,11 +511,11 @@ def test_each_answer_goes_the_way_its_request_came(slot: Slot) -> None:
     for turn in range(20):
         assert lane.send(_request(100 + turn))
         (order,) = slot.next()
-        slot.answer(order, b"zmq %d" % turn)
+        order.reply(b"zmq %d" % turn)
         assert slot.recv_zmq() == b"zmq %d" % turn
         slot.send(_request(200 + turn))
         (order,) = slot.next()
-        slot.answer(order, b"fast %d" % turn)
+        order.reply(b"fast %d" % turn)
         assert slot.recv() == b"fast %d" % turn
 
 
@@ -705,7 +525,7 @@ def test_both_lanes_wake_a_worker_that_waits(slot: Slot, pool: ThreadPoolExecuto
 
     def serve() -> int:
         (order,) = slot.next()
-        slot.answer(order, b"here")
+        order.reply(b"here")
         return int(order.fields[4])
 
     for turn, way in enumerate("zfzzffzfzfffzzz"):
@@ -726,7 +546,7 @@ def test_being_told_twice_to_meet_is_being_told_once(slot: Slot) -> None:
     assert _idents(slot.next()) == [5]
     assert lane.send(_request(6))
     (order,) = slot.next()
-    slot.answer(order, b"still here")
+    order.reply(b"still here")
     assert slot.recv_zmq() == b"still here"
 
 
@@ -784,14 +604,14 @@ def test_the_next_router_is_met_anew(slot: Slot, pool: ThreadPoolExecutor) -> No
     batch = slot.meet_again(pool)
     slot.send(_request(6))
     (last,) = batch.result(DEADLINE_S)
-    slot.answer(last, b"fast")
+    last.reply(b"fast")
     assert slot.recv() == b"fast"
     assert slot.lanes._zmq is None
-    slot.answer(order, b"of no use")
+    order.reply(b"of no use")
     lane = slot.meet()
     assert lane.send(_request(7))
     (order,) = slot.next()
-    slot.answer(order, b"zmq")
+    order.reply(b"zmq")
     assert slot.recv_zmq() == b"zmq"
 
 
@@ -803,7 +623,7 @@ def test_answers_wait_for_room(slot: Slot, pool: ThreadPoolExecutor) -> None:
     def answer(send: Callable[[bytes], bool | None], receive: Callable[[], bytes]) -> None:
         send(_request(1))
         (order,) = slot.next()
-        answering = pool.submit(lambda: [slot.answer(order, packet) for _ in range(700)])
+        answering = pool.submit(lambda: [order.reply(packet) for _ in range(700)])
         assert all(receive() == packet for _ in range(700))
         answering.result(DEADLINE_S)
 

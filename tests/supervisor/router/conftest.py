@@ -44,7 +44,6 @@ from bedsit.ipc.slot import (
     encode_note,
 )
 from bedsit.ipc.snapshot import KeyView, ModelView, SlotView, Snapshot, TenantView, VersionView
-from bedsit.ipc.train import is_train, split_train
 
 ROUTER_UID = 1_899_999_999
 WORKER_UID = 1_899_999_900
@@ -609,27 +608,6 @@ class PacketWire:
         self.socket.close()
 
 
-class Station:
-    """The worker's end of a lane: packets come one by one, whether they travelled alone or in a train."""
-
-    def __init__(self, wire: ZmqWire | PacketWire) -> None:
-        self.wire = wire
-        self.socket = wire.socket
-        self.send, self.try_send, self.fill, self.close = wire.send, wire.try_send, wire.fill, wire.close
-        self._arrived: list[bytes] = []
-
-    def recv(self) -> bytes:
-        """The next packet."""
-        if not self._arrived:
-            packet = self.wire.recv()
-            self._arrived = split_train(packet) if is_train(packet) else [packet]
-        return self._arrived.pop(0)
-
-    def poll(self, timeout_ms: int) -> bool:
-        """Whether something can be received, the end included."""
-        return bool(self._arrived) or self.wire.poll(timeout_ms)
-
-
 class RawSession:
     """A client without manners: the real door, and a lane for arbitrary bytes."""
 
@@ -719,8 +697,8 @@ class HostileWorker:
         self.slot = slot
         self._folder = folder
         self.link = self.dial()
-        self.fast = Station(PacketWire(self.link))
-        self.lane = self.fast
+        self.fast = PacketWire(self.link)
+        self.lane: ZmqWire | PacketWire = self.fast
         self._zmq: ZmqWire | None = None
         with contextlib.suppress(BrokenPipeError):  # as another user than the slot's it is hung up on
             self.lane.send(wire.pack_packet(wire.Kind.READY, 0))
@@ -732,12 +710,12 @@ class HostileWorker:
         link.connect(str(self._folder / "fd.sock"))
         return link
 
-    def meet(self) -> Station:
+    def meet(self) -> ZmqWire:
         """Wait until the router wants a ZeroMQ lane, and connect to it."""
         assert self.next_note().word == Word.MEET
         made = self._zmq = ZmqWire(f"{self._folder}/router.sock")
         made.send(wire.pack_packet(wire.Kind.READY, 0))
-        return Station(made)
+        return made
 
     def take_arena(self, *, acknowledge: bool = True) -> int:
         """Receive an arena and let go of it again. Gives its number."""
@@ -752,7 +730,7 @@ class HostileWorker:
 
     def next_note(self) -> Note:
         """The next note; nothing else may come before it."""
-        return decode_note(self.fast.recv())
+        return decode_note(self.link.recv(1 << 17))
 
     def next_request(self) -> wire.Envelope:
         """The envelope of the next packet that is no note."""
@@ -767,18 +745,14 @@ class HostileWorker:
 
     def is_idle(self) -> bool:
         """Whether nothing has been sent to it that it has not read; only after something that had to come later."""
-        return not self.lane.poll(0) and not self.fast.poll(0)
+        return not self.lane.poll(0) and not select.select([self.link], [], [], 0)[0]
 
     def respond(self, ident: int, kind: int = wire.Kind.RESPONSE) -> None:
         """Answer *ident* with one element."""
-        self.lane.send(self.response(ident, kind))
-
-    def response(self, ident: int, kind: int = wire.Kind.RESPONSE) -> bytes:
-        """The packet that answers *ident* with one element."""
         import numpy as np
 
         header = wire.encode_tensor("float32", (1,), wire.Place.INLINE, 0)
-        return wire.pack_packet(kind, ident, header, np.float32(5.0).tobytes(), tensors=1)
+        self.lane.send(wire.pack_packet(kind, ident, header, np.float32(5.0).tobytes(), tensors=1))
 
     def close(self) -> None:
         """Be gone."""
