@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "model": Entry("bedsit.cli.model", "what tenants run"),
     "infer": Entry("bedsit.cli.infer", "send one request to a model"),
     "ps": Entry("bedsit.cli.ps", "slots, and what they use"),
+    "top": Entry("bedsit.cli.top", "what each tenant uses right now"),
     "logs": Entry("bedsit.cli.logs", "what a tenant's workers wrote"),
     "events": Entry("bedsit.cli.events", "what happened"),
     "completion": Entry("bedsit.cli.completion", "teach a shell these names"),

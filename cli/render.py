@@ -6,7 +6,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
@@ -88,6 +89,37 @@ class Screen:
                 case Format.TABLE:
                     self._write(paint(neutralise(line(row), keep="\t"), colour=False))
             self._out.flush()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether an answer can be drawn over itself: a table, on a terminal that can."""
+        return self.form is Format.TABLE and self._out.isatty() and os.environ.get("TERM") != "dumb"
+
+    @contextmanager
+    def live(self) -> Iterator[Callable[[Sequence[str], Sequence[Row], Sequence[Column]], None]]:
+        """A screen of its own, and what draws lines and a table on it. What was there before is back afterwards."""
+        # Nothing but this needs it, and it takes as long to load as all the rest.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        console = Console(file=self._out, force_terminal=True, no_color=not self._colour_out, highlight=False)
+        with Live(
+            console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        ) as live:
+
+            def draw(head: Sequence[str], rows: Sequence[Row], columns: Sequence[Column]) -> None:
+                size = shutil.get_terminal_size()
+                lines = [*head, *layout(rows, columns, width=size.columns, colour=self._colour_out)]
+                if len(lines) > size.lines:
+                    lines[size.lines - 1 :] = [f"… {len(lines) - size.lines + 1} more"]
+                live.update(Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+
+            yield draw
+
+    def flush(self) -> None:
+        """Let whoever reads the answer have what there is of it."""
+        self._out.flush()
 
     def write_answer(self, text: str) -> None:
         """Text of our own as the answer: help, a completion script."""

@@ -19,13 +19,14 @@ from bedsit.cli.command import make_app, verb
 from bedsit.cli.presence import describe_slots
 from bedsit.cli.render import Format
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import format_duration, format_mib, neutralise
+from bedsit.cli.text import format_duration, neutralise
 from bedsit.ipc.errors import BedsitError, error
 
 app = make_app()
 
 LOOK_S: Final = 0.5
-_LEAVE: Final = frozenset("qQ\x04")
+_MIB: Final = 1 << 20
+_LEAVE: Final = (b"q", b"Q", b"\x04", b"")  # Ctrl-D, and a terminal that is gone
 
 
 class Look(NamedTuple):
@@ -36,17 +37,23 @@ class Look(NamedTuple):
     slots: Sequence[Row]
 
 
+def _describe_memory(row: Row) -> str | None:
+    """Used and allowed: ``100/512``."""
+    used, limit = _number(row.get("memory_bytes")), _number(row.get("memory_limit_bytes"))
+    if used is None:
+        return None
+    return f"{used / _MIB:.0f}/{limit / _MIB:.0f}" if limit is not None else f"{used / _MIB:.0f}"
+
+
 COLUMNS: Final = (
     field("NAME", "name"),
     field("STATE", "state"),
     Column("SLOTS", describe_slots, right=True),
     Column("CPU %", lambda row: _round(row.get("cpu_percent")), right=True),
-    Column("MEMORY MiB", lambda row: format_mib(row.get("memory_bytes")), right=True),
-    Column("LIMIT MiB", lambda row: format_mib(row.get("memory_limit_bytes")), right=True),
-    field("QUEUED", "queued", right=True),
-    field("RUNNING", "in_flight", right=True),
-    Column("REQUESTS/s", lambda row: _round(row.get("requests_per_s")), right=True),
-    Column("ERRORS/s", lambda row: _round(row.get("errors_per_s")), right=True),
+    Column("MEMORY MiB", _describe_memory, right=True),
+    field("QUEUE", "queued", right=True),
+    Column("REQ/s", lambda row: _round(row.get("requests_per_s")), right=True),
+    Column("ERR/s", lambda row: _round(row.get("errors_per_s")), right=True),
     field("PIDS FREE", "pids_free", right=True),
     field("RESTARTS", "restarts", right=True),
     field("LAST CAUSE", "last_cause"),
@@ -54,16 +61,16 @@ COLUMNS: Final = (
 
 
 @verb(app, "top", examples="bedsit top\nbedsit top --once\nbedsit top -o jsonl | jq 'select(.errors_per_s > 0)'")
-def show_top(
-    box: Box, *, once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False
-) -> None:
+def show_top(box: Box, *, once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False) -> None:
     """Show what each tenant uses, twice a second, the busiest first. q or Ctrl-C leaves.
 
     CPU is of one core: 200 is two of them. Memory, its limit and processes are those of all slots of a tenant
     together; free processes those of the slot that has the fewest left. Rates are over the half second before.
     """
     if box.screen.form is Format.JSON and not once:
-        raise error("request.invalid", "top never ends, and one JSON document would not either", "--once, or -o jsonl")
+        raise error(
+            "request.invalid", "top never ends, and one JSON document would not either", "use --once, or -o jsonl"
+        )
     if once or box.screen.form is Format.NAME:
         before = _look(box)
         time.sleep(LOOK_S)
@@ -146,12 +153,12 @@ def _draw(box: Box) -> None:
     """A table that is drawn over itself, until q or Ctrl-C. A daemon that goes away is waited for."""
     before: Look | None = _look(box)
     head, rows = "", measure(None, before) if before else []
-    with _keys() as wait, box.screen.live() as draw:
+    with _keyboard() as is_left_within, box.screen.live() as draw:
         try:
             while True:
                 head = _head(before) if before else head
                 draw([head, ""], rows, COLUMNS)
-                if wait(LOOK_S) in _LEAVE:
+                if is_left_within(LOOK_S):
                     return
                 try:
                     after = _look(box)
@@ -189,33 +196,29 @@ def _head(look: Look) -> str:
 
 
 @contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Gives what waits for a key, or for so many seconds; the terminal's settings are back afterwards.
+def _keyboard() -> Iterator[Callable[[float], bool]]:
+    """Gives what waits for so many seconds, or less: then somebody wants to leave. The settings are back afterwards.
 
     A key is taken as it is pressed, without a line's end and without being shown; Ctrl-C stays Ctrl-C.
     """
     fd = sys.stdin.fileno()
-    if not os.isatty(fd):
-        yield _sleep
-        return
-    kept = termios.tcgetattr(fd)
-    tty.setcbreak(fd, termios.TCSADRAIN)
+    kept = termios.tcgetattr(fd) if os.isatty(fd) else None
 
-    def wait(seconds: float) -> str:
-        ready, _, _ = select.select([fd], [], [], seconds)
-        if not ready:
-            return ""
-        return os.read(fd, 1).decode(errors="replace") or "\x04"
+    def is_left_within(seconds: float) -> bool:
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            ready, _, _ = select.select([fd] if kept else [], [], [], left_s)
+            if ready and os.read(fd, 1) in _LEAVE:
+                return True
+        return False
 
     try:
-        yield wait
+        if kept:
+            tty.setcbreak(fd, termios.TCSADRAIN)
+        yield is_left_within
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, kept)
-
-
-def _sleep(seconds: float) -> str:
-    time.sleep(seconds)
-    return ""
+        if kept:
+            termios.tcsetattr(fd, termios.TCSADRAIN, kept)
 
 
 def _rate(before: Row, after: Row, key: str, took_s: float) -> float | None:
