@@ -140,9 +140,10 @@ class Effects:
         except (BedsitError, ValueError) as e:  # deleted meanwhile, or it cannot be written down: it goes on crashing
             get_log().warning("quarantine.lost", tenant=order.tenant, error=str(e))
             return
-        then = f"version {fallback} answers" if fallback is not None else "nothing answers for it"
-        self.events.add("model.quarantined", f"{model.name} version {version} {order.text}; {then}", order.tenant)
-        self.feed(self.wish_of(row))
+        if fallback is not None:
+            text = f"{model.name} version {version} {order.text}; version {fallback} answers"
+            self.events.add("model.quarantined", text, order.tenant)
+            self.feed(self.wish_of(row))
 
     def _count(self, order: do.CountRestart) -> None:
         try:

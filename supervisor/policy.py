@@ -26,9 +26,10 @@ Run = Annotated[float, Meta(ge=0, le=86_400)]
 class Policy:
     """How a tenant's slots come and go.
 
-    After more than *restarts_max* deaths within *restart_period_s* it is given up (0: never), and a model version that
-    was running at *quarantine_after* of them in a row is taken out (0: never). It has *min_slots* to *max_slots*, and
-    no more than *min_slots* when it has been idle for *idle_s* (0: for that alone, none goes).
+    After more than *restarts_max* deaths within *restart_period_s* it is given up (0: never). A model version that was
+    running at *quarantine_after* of them in a row is taken out where another one can answer (0: never). It has
+    *min_slots* to *max_slots*, and no more than *min_slots* when it has been idle for *idle_s* (0: for that alone, none
+    goes).
     """
 
     restart: Restart = "permanent"

@@ -3,9 +3,11 @@
 Manifests are opaque bytes here. Calls block for at most one fsync.
 """
 
+import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -14,11 +16,13 @@ from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.snapshot import ServiceClass
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.admission import SHARES_MAX
+from bedsit.supervisor.atomic import disk_error
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.keys import NewKey
 from bedsit.supervisor.migrations import migrate
 from bedsit.supervisor.policy import Restart
 
+_COPY: Final = ".copy-"
 Isolation = Literal["strict", "best-effort"]
 _TENANT: Final = (
     "number, name, wanted, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max,"
@@ -194,6 +198,8 @@ class Registry:
     """The database. Raises ``disk.full`` or ``folder.unusable`` when it cannot be written; nothing changes then."""
 
     def __init__(self, path: Path) -> None:
+        for left in path.parent.glob(f"{_COPY}*"):  # of a backup that a crash cut short
+            left.unlink()
         with _as_disk_errors(path):
             self._db = sqlite3.connect(path, isolation_level=None)
             try:
@@ -386,26 +392,26 @@ class Registry:
                 db.execute(change, (newest, tenant, number))
 
     def quarantine(self, tenant: int, number: int, version: int, at: str) -> int | None:
-        """Take a version out of use. Gives the one that answers for its model from now on; None when there is none.
+        """Take a version out of use. Gives the one that answers for its model then.
 
-        For the default that is the one before it, or else the newest.
+        None, and nothing changes, where no other one could: a model that dies now and then is better than none.
         """
-        with self._writing(tenant) as db:
-            place = (tenant, number, version)
-            change = "UPDATE versions SET quarantined_at = ? WHERE tenant = ? AND model = ? AND version = ?"
-            db.execute(change, (at, *place))
-            change = (
-                "UPDATE models SET default_version = (SELECT coalesce(max(version) FILTER (WHERE version < ?3),"
-                " max(version), ?3) FROM versions WHERE tenant = ?1 AND model = ?2 AND quarantined_at IS NULL)"
-                " WHERE tenant = ?1 AND number = ?2 AND default_version = ?3"
-            )
-            db.execute(change, place)
-            query = (
-                "SELECT version FROM versions JOIN models ON models.tenant = versions.tenant AND number = model"
-                " WHERE versions.tenant = ? AND number = ? AND version = default_version AND quarantined_at IS NULL"
-            )
-            answering = db.execute(query, place[:2]).fetchone()
-        return answering[0] if answering else None
+        place = (tenant, number, version)
+        query = (
+            "SELECT max(version) FILTER (WHERE version < ?3), max(version) FROM versions"
+            " WHERE tenant = ?1 AND model = ?2 AND version <> ?3 AND quarantined_at IS NULL"
+        )
+        earlier, any_left = self._db.execute(query, place).fetchone()
+        query = "SELECT default_version FROM models WHERE tenant = ? AND number = ?"
+        (default,) = self._db.execute(query, (tenant, number)).fetchone() or (version,)
+        fallback: int | None = default if default != version else earlier if earlier is not None else any_left
+        if fallback is not None:
+            with self._writing(tenant) as db:
+                change = "UPDATE versions SET quarantined_at = ? WHERE tenant = ? AND model = ? AND version = ?"
+                db.execute(change, (at, *place))
+                change = "UPDATE models SET default_version = ? WHERE tenant = ? AND number = ? AND default_version = ?"
+                db.execute(change, (fallback, *place))
+        return fallback
 
     def release(self, tenant: int, number: int) -> None:
         """Bring all versions of a model back into use; its newest one answers."""
@@ -447,6 +453,30 @@ class Registry:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def copy_database(path: Path) -> Path:
+    """A whole copy of the database at *path*, as it is at one moment, beside it; the caller removes it.
+
+    Blocks for as long as writing it takes, and no writer meanwhile; for any thread. Raises ``disk.full``.
+    """
+    copy = path.with_name(f"{_COPY}{secrets.token_hex(4)}")
+    with ExitStack() as undo:
+        try:
+            os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except OSError as e:
+            raise disk_error(copy, e) from e
+        undo.callback(copy.unlink, missing_ok=True)
+        with _as_disk_errors(copy), closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("VACUUM INTO ?", (str(copy),))
+        undo.pop_all()
+    return copy
+
+
+def read_digests(path: Path) -> set[str]:
+    """Every artifact that some version in a copy of the database needs."""
+    with closing(sqlite3.connect(path)) as db:
+        return {digest for (digest,) in db.execute("SELECT DISTINCT digest FROM versions")}
 
 
 def check_slots(wanted: TenantRow | NewTenant) -> None:

@@ -247,8 +247,8 @@ def test_the_version_before_answers_for_one_in_quarantine(registry: Registry) ->
     assert quarantined(registry, tenant) == (2, [3])
     assert registry.quarantine(tenant, 1, 2, AT) == 1
     assert registry.quarantine(tenant, 1, 1, AT) is None
-    assert quarantined(registry, tenant) == (1, [1, 2, 3])
-    assert registry.models(tenant)[0].versions[0].quarantined_at == AT
+    assert quarantined(registry, tenant) == (1, [2, 3])
+    assert registry.models(tenant)[0].versions[1].quarantined_at == AT
 
     registry.release(tenant, 1)
 
@@ -274,11 +274,11 @@ def test_the_oldest_version_in_quarantine_is_answered_for_by_a_newer_one(registr
 
 def test_a_new_version_answers_for_those_in_quarantine(registry: Registry) -> None:
     """That is how it is mended. What is out of use stays so until it is released."""
-    tenant = add_versions(registry, 1)
-    registry.quarantine(tenant, 1, 1, AT)
-    registry.add_version(tenant, version(1, 2), AT)
+    tenant = add_versions(registry, 2)
+    registry.quarantine(tenant, 1, 2, AT)
+    registry.add_version(tenant, version(1, 3), AT)
 
-    assert quarantined(registry, tenant) == (2, [1])
+    assert quarantined(registry, tenant) == (3, [2])
 
 
 def test_a_version_in_quarantine_answers_for_no_retired_one(registry: Registry) -> None:
