@@ -35,6 +35,9 @@ COMMANDS: Final = {
     "top": Entry("bedsit.cli.top", "what each tenant uses right now"),
     "logs": Entry("bedsit.cli.logs", "what a tenant's workers wrote"),
     "events": Entry("bedsit.cli.events", "what happened"),
+    "backup": Entry("bedsit.cli.backup", "the box's state in one file, and back"),
+    "restore": Entry("bedsit.cli.restore", "the box's state in one file, and back"),
+    "upgrade": Entry("bedsit.cli.upgrade", "what the installed version would change"),
     "completion": Entry("bedsit.cli.completion", "teach a shell these names"),
     "help": Entry("bedsit.cli.topics", "help exit-codes, output, environment, or COMMAND"),
 }
@@ -51,8 +54,12 @@ class Root(Noun):
 
     def get_help(self, ctx: Context) -> str:
         """The help page."""
-        rows = [(name, COMMANDS[name].summary) for name in self.list_commands(ctx)]
-        return format_help(self.help or "", _EXAMPLES, "Commands:\n" + define(rows), "More: bedsit COMMAND --help")
+        names: dict[str, str] = {}  # by summary: what belongs together is in one line
+        for name in self.list_commands(ctx):
+            summary = COMMANDS[name].summary
+            names[summary] = f"{names[summary]}  {name}" if summary in names else name
+        rows = [(terms, summary) for summary, terms in names.items()]
+        return format_help(self.help or "", _EXAMPLES, "Commands:\n" + define(rows))
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """The command of that name, loaded."""

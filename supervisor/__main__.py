@@ -5,6 +5,7 @@
 
 import argparse
 import asyncio
+import json
 import os
 import resource
 import sys
@@ -20,6 +21,7 @@ from bedsit.supervisor.config import load_config
 from bedsit.supervisor.daemon import Daemon
 from bedsit.supervisor.log import configure_log, get_log
 from bedsit.supervisor.notify import Notifier
+from bedsit.supervisor.protocols import PROTOCOLS
 
 EX_TEMPFAIL: Final = 75
 EX_CONFIG: Final = 78
@@ -34,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", help="instead of the configured run_dir")
     parser.add_argument("--state-dir", help="instead of the configured state_dir")
     parser.add_argument("--version", action="version", version=f"bedsitd {bedsit.__version__}")
+    parser.add_argument("--protocols", action="store_true", help="print which ones this bedsit speaks, as JSON")
     options = parser.parse_args(argv)
+    if options.protocols:
+        sys.stdout.write(json.dumps({"version": bedsit.__version__, "protocols": dict(PROTOCOLS)}) + "\n")
+        return 0
     os.umask(0o077)
     configure_log("info")
     try:

@@ -26,6 +26,7 @@ from bedsit.supervisor.log import get_log
 _READ: Final = 256 << 10
 #: At most one snapshot waits for the router to read it, and some small things beside it.
 _MAX_UNSENT: Final = view.MAX_BYTES + (1 << 20)
+_MAX_VERSION: Final = 32
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -110,6 +111,7 @@ class Control:
         self._active: dict[str, Activity] = {}
         self._active_count = 0
         self.router_pid: int | None = None
+        self.router_version: str | None = None
 
     async def open(self) -> None:
         """Listen. The socket belongs to the router's user."""
@@ -216,7 +218,7 @@ class Control:
         except (OSError, BedsitError, msgspec.ValidationError) as e:
             get_log().warning("router.misread", error=str(e))
         finally:
-            self._writer = self.router_pid = None
+            self._writer = self.router_pid = self.router_version = None
             writer.close()
             self._events.add("router.lost", f"pid {pid}")
             async with self._news:
@@ -244,7 +246,8 @@ class Control:
             case _Activity(active):
                 self._active = active
                 self._active_count += 1
-            case _Hello():
+            case _Hello(version=version):
+                self.router_version = version[:_MAX_VERSION]
                 get_log().debug("router.said", message=str(message))
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -51,6 +52,8 @@ class Desk:
     started_at: float
     #: Digests of archives that are on their way in or wait for their turn.
     incoming: list[str] = field(default_factory=list)
+    #: How many want all artifacts kept as they are.
+    keepers: int = 0
     #: Changes to one tenant happen one after the other.
     locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
@@ -63,8 +66,19 @@ class Desk:
         await self.control.wait_acked(self.publisher.serial, ACK_S)
 
     def collect_artifacts(self) -> None:
-        """Remove the artifacts that neither the registry nor a deployment under way needs."""
-        self.artifacts.collect(self.registry.digests() | set(self.incoming))
+        """Remove the artifacts that neither the registry nor a deployment under way needs; none during a backup."""
+        if not self.keepers:
+            self.artifacts.collect(self.registry.digests() | set(self.incoming))
+
+    @contextmanager
+    def keeping_artifacts(self) -> Iterator[None]:
+        """Remove none until the block ends."""
+        self.keepers += 1
+        try:
+            yield
+        finally:
+            self.keepers -= 1
+            self.collect_artifacts()
 
     def tell_house(self, row: TenantRow) -> None:
         """Say what the operator wants of this tenant now."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from bedsit.supervisor.log import get_log
 
 Kind = Literal[
+    "backup.taken",
     "daemon.started",
     "daemon.stopped",
     "key.created",

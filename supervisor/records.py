@@ -35,6 +35,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     worker_pid: int
     started_at: str
     profile: Profile = "standard"
+    #: The version of the wire that its worker speaks; 2 before this was written down.
+    wire: int = 2
     #: Walls that the worker tried at its birth and found up: they cannot be seen from outside.
     proven: tuple[str, ...] = ()
     walls: dict[str, str]

@@ -12,6 +12,7 @@ A stop, a crash, an upgrade and a `kill -9` all come here. Every case that it ca
     | "assigning", "loading" | its init has the assignment         | adopted; its worker's reports are replayed    |
     | of a tenant            | the tenant was deleted meanwhile    | ended                                         |
     | blank                  | runs another bedsit version         | ended: the pool holds this version only       |
+    | of a tenant            | speaks another version of the wire  | drained: no router of this version knows it   |
     | of uids in use         | whatever                            | ended: another range, or a forgery            |
     | torn                   | whatever                            | ended                                         |
     | of a foreign version   | whatever                            | ended                                         |
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import bedsit
+from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup import CgroupBackend, detect
 from bedsit.supervisor import stimuli as on
@@ -172,10 +174,15 @@ class Recovery:
 def _judge_state(
     record: Record, says: Literal["blank", "assigned"]
 ) -> Literal["blank", "loading", "serving", "draining"]:
-    """What the slot is, out of what was written down and what its init says. Raises Stranger when they disagree."""
+    """What the slot is, out of what was written down and what its init says. Raises Stranger when they disagree.
+
+    A router of the version before may still be there, with requests that the slot has.
+    """
     if (record.phase == "blank") != (says == "blank"):
         half = "half-assigned" if record.phase == "assigning" else f"its record says {record.phase}"
         raise Stranger(f"{half}, its init says {says}")
+    if record.wire != wire.VERSION and record.tenant is not None:
+        return "draining"
     return "loading" if record.phase == "assigning" else record.phase
 
 

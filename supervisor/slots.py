@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.seqpacket import close_all
 from bedsit.ipc.slot import Assignment, Report, decode_report, encode_assignment
@@ -164,6 +165,7 @@ class Slots:
             worker_pid=find_worker(init_pid, room.backend.procs(slot)),
             started_at=room.now(),
             profile=profile,
+            wire=wire.VERSION,
             proven=tuple(reply["proven"]),
             walls={},
         )

@@ -11,6 +11,7 @@ from bedsit.supervisor.admin import schema, tenants
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import Traffic
 from bedsit.supervisor.desk import Desk
+from bedsit.supervisor.protocols import PROTOCOLS
 
 _STATS_S: Final = 0.5
 
@@ -20,6 +21,7 @@ async def ping(desk: Desk, _request: schema.Ping, _call: Call) -> dict[str, Any]
     zygote = desk.zygotes.current
     return {
         "version": bedsit.__version__,
+        "protocols": dict(PROTOCOLS),
         "pid": os.getpid(),
         "uptime_s": time.monotonic() - desk.started_at,
         "router_pid": desk.control.router_pid,
@@ -46,7 +48,11 @@ async def status(desk: Desk, request: schema.Status, _call: Call) -> dict[str, A
             "pid": zygote.pid if zygote else None,
             "forks": zygote.forks if zygote else 0,
         },
-        "router": {"connected": desk.control.router_pid is not None, "pid": desk.control.router_pid},
+        "router": {
+            "connected": desk.control.router_pid is not None,
+            "pid": desk.control.router_pid,
+            "version": desk.control.router_version,
+        },
         "walls": _worst_walls(desk),
         "tenants": [tenants.view(desk, row) for row in desk.registry.tenants()],
         "events_lost": desk.events.lost,
@@ -84,6 +90,8 @@ def _slot_row(desk: Desk, name: str, traffic: dict[str, Traffic]) -> dict[str, A
         "pids": stats.pids if stats else None,
         "started_at": record.started_at if record else None,
         "generation": record.generation if record else None,
+        "bedsit": record.bedsit if record else None,
+        "wire": record.wire if record else None,
         "requests": counted.requests if counted else None,
         "errors": counted.errors if counted else None,
         "queued": counted.queued if counted else None,

@@ -59,6 +59,11 @@ class Call:
         except OSError:
             self._writer.transport.abort()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the caller is gone, as far as is known."""
+        return self._writer.is_closing()
+
     def progress(self, phase: str, ms: float | None = None) -> None:
         """Tell the caller of a phase, without waiting; left out when it does not read."""
         if not self._writer.is_closing() and self._writer.transport.get_write_buffer_size() < _MAX_UNSENT:

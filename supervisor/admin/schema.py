@@ -266,6 +266,10 @@ class LogsAsked(_Request, frozen=True, tag="logs"):
     follow: bool = False
 
 
+class Backup(_Request, frozen=True, tag="backup"):
+    """What the operator wants, and every artifact that it takes."""
+
+
 class Down(_Request, frozen=True, tag="down"):
     """End everything."""
 
@@ -273,7 +277,7 @@ class Down(_Request, frozen=True, tag="down"):
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
     Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantRestart, TenantDrain,
     TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelRelease,
-    ModelDelete, Ps, EventsAsked, LogsAsked, Down,
+    ModelDelete, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.seqpacket import refuse_descriptors
-from bedsit.supervisor.admin import box, keys, models, schema, streams, tenants
+from bedsit.supervisor.admin import backup, box, keys, models, schema, streams, tenants
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import peer_of
 from bedsit.supervisor.desk import Desk
@@ -43,6 +43,7 @@ _HANDLERS: Final[Mapping[type, Handler]] = {
     schema.ModelDelete: models.delete,
     schema.EventsAsked: streams.events,
     schema.LogsAsked: streams.logs,
+    schema.Backup: backup.backup,
 }
 _SO_PEERGROUPS: Final = 59  # socket(7), Linux 4.13; not in Python's socket module
 _MAX_GROUPS: Final = 1024
