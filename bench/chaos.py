@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import os
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -116,11 +117,12 @@ class _Ground(Box):
         return [left for left in super().find_leftovers() if left not in ours]
 
     def remove(self) -> None:
-        """The file systems go last."""
+        """The file systems go last: what is in them is how the processes are found."""
+        super().remove()
         for folder in self.mounts:
             _libc.umount2(os.fsencode(folder), _MNT_DETACH)
         self.mounts.clear()
-        super().remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def measure(minutes: float, quick: bool) -> dict[str, Any]:  # noqa: FBT001 - as in every benchmark

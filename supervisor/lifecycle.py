@@ -34,7 +34,7 @@ from bedsit.supervisor.tenancy import Limits, Roll, Slot, Statistics, Tenant, Te
 from bedsit.supervisor.transitions import TRANSITIONS, InvalidTransition, SlotEvent, Story
 
 #: A slot that served this long has its tenant's failures forgiven, and a zygote that lived this long those before it.
-HEALTHY_AFTER_S: Final = 60.0
+HEALTHY_AFTER_S: Final = 10.0
 #: Somebody who waits for room asks for it again after so long.
 ROOM_AGAIN_S: Final = 0.25
 #: A worker that closed its socket may take this long to be seen dead before it is killed.

@@ -70,7 +70,7 @@ def test_a_dead_slot_is_replaced_at_once_and_stays_known() -> None:
 
 
 def test_further_deaths_rest_longer_until_the_tenant_is_healthy() -> None:
-    """Back-off per tenant: none, 0.5 s, 1 s; forgiven after a minute of service."""
+    """Back-off per tenant: none, 0.5 s, 1 s; forgiven after ten seconds of service."""
     house = serving_house()
     house.handle(on.SlotDied("s1", KILLED))
     out = house.handle(on.SlotDied("s2", KILLED))

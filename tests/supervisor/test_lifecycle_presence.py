@@ -548,7 +548,7 @@ def test_a_tenant_may_keep_what_crashes() -> None:
     assert not any(quarantines(lose(house)) for _ in range(10))
 
 
-def test_a_minute_of_service_clears_the_blame() -> None:
+def test_some_service_clears_the_blame() -> None:
     """Deaths are in a row where the tenant did not serve well between them."""
     house = staffed_house(Policy(quarantine_after=2))
     lose(house)
