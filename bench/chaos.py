@@ -208,11 +208,11 @@ class _Plot:
             self._dice.shuffle(self._bag)
         name = self._bag.pop()
         self._faults[name]()
-        self._recover()
+        self._recover(name)
         time.sleep(_PAUSE_S)
         return name
 
-    def _recover(self) -> None:
+    def _recover(self, name: str) -> None:
         """Wait until everybody serves again and the pool is full."""
 
         def is_well() -> bool:
@@ -225,7 +225,22 @@ class _Plot:
             there = status["router"]["connected"] and status["zygote"]["pid"] and self._parent()
             return bool(serving and there and pool["blank"] >= pool["target"])
 
-        wait_until(is_well, _RECOVER_S, "everybody serves again")
+        try:
+            wait_until(is_well, _RECOVER_S, f"everybody serves again after {name}")
+        except TimeoutError as e:
+            raise RuntimeError(f"{e}: {self._explain()}") from None
+
+    def _explain(self) -> str:
+        """What is not as it should be, for whoever has to find out why."""
+        try:
+            status = self._box.status()
+            events = list(self._box.admin.stream("events", limit=12))
+        except BedsitError as e:
+            return f"the daemon says nothing: {e}"
+        tenants = {tenant["name"]: tenant["state"] for tenant in status["tenants"]}
+        parts = {name: status[name] for name in ("pool", "zygote", "router")}
+        said = "; ".join(f"{event['at']} {event['kind']} {event['tenant']} {event['text']}" for event in events)
+        return f"{tenants}, {parts}, parent {self._parent()}; {said}"
 
     def _find(self, who: str) -> int:
         if who == "parent":
