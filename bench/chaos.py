@@ -334,6 +334,9 @@ class _Plot:
             self._await_refusal("disk.full")
         finally:
             filler.unlink(missing_ok=True)
+            for tenant in self._box.admin.call("tenant.list"):
+                if tenant["name"] not in _TENANTS:  # one that could be made and not be deleted again
+                    self._box.admin.call("tenant.delete", name=tenant["name"])
 
     def _await_refusal(self, code: str) -> None:
         for number in range(1000):
