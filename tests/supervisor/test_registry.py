@@ -240,7 +240,7 @@ def quarantined(registry: Registry, tenant: int) -> tuple[int, list[int]]:
 
 
 def test_the_version_before_answers_for_one_in_quarantine(registry: Registry) -> None:
-    """Until none is left: then the last one's name stands for the model, which answers nothing."""
+    """Until one is left: that one stays in use, whatever is said of it."""
     tenant = add_versions(registry)
 
     assert registry.quarantine(tenant, 1, 3, AT) == 2
