@@ -130,7 +130,7 @@ class TenantShow(_Request, frozen=True, tag="tenant.show"):
 
 
 class TenantSet(_Limits, frozen=True, tag="tenant.set"):
-    """Other limits, at once; another profile, while it is stopped."""
+    """Other limits, at once; another profile, with fresh slots."""
 
     name: TenantName
     profile: Profile | None = None
