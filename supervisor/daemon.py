@@ -89,6 +89,7 @@ class Daemon:
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
             for task in (loop.create_task(self._watch(notifier)), loop.create_task(self._look.run())):
                 undo.callback(task.cancel)
+                task.add_done_callback(self._hear_end)
             await self._leave.wait()
             notifier.tell("STOPPING=1")
             desk.events.add("daemon.stopped", "slots live on" if desk.house.slots else "no slot is left")
@@ -291,6 +292,12 @@ class Daemon:
             self._give_up(failure)
         else:
             loop.default_exception_handler(context)
+
+    def _hear_end(self, task: asyncio.Task[None]) -> None:
+        """A task that should run as long as the daemon does has ended: nobody else would notice."""
+        failure = None if task.cancelled() else task.exception()
+        if isinstance(failure, Exception):
+            self._give_up(failure)
 
     def _give_up(self, failure: Exception) -> None:
         """Leave, and let the next daemon adopt what is there: going on with a broken view would be worse."""
