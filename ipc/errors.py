@@ -143,6 +143,7 @@ CODES: Final[Mapping[str, type[BedsitError]]] = {
     "state.foreign": InvalidRequest,
     "tenant.busy": WrongState,
     "tenant.exists": AlreadyExists,
+    "tenant.failed": WorkerFailed,
     "tenant.limit_too_low": InvalidRequest,
     "tenant.not_found": NotFound,
     "tenant.stopped": WrongState,

@@ -10,12 +10,14 @@ import msgspec
 
 from bedsit.ipc.errors import error
 
-VERSION: Final = 3
+VERSION: Final = 4
 #: Nothing longer goes from the daemon to the router. A thousand tenants with ten small models each take 3 MiB.
 MAX_BYTES: Final = 64 << 20
 
 #: How much a tenant's requests mind waiting, and so what is done with them where they have to.
 ServiceClass = Literal["realtime", "interactive", "batch"]
+#: *draining* takes nothing new and answers what it has; *failed* was given up and has no slot left.
+TenantState = Literal["running", "draining", "stopped", "failed"]
 
 
 class KeyView(msgspec.Struct, frozen=True, array_like=True):
@@ -62,7 +64,7 @@ class TenantView(msgspec.Struct, frozen=True):
 
     name: str
     number: int
-    state: Literal["running", "draining", "stopped"]
+    state: TenantState
     keys: list[KeyView]
     arena_bytes: int
     queue_max: int

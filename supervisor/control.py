@@ -41,10 +41,14 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class Activity(msgspec.Struct, frozen=True, array_like=True):
-    """What one tenant has done: time of its workers in all, and what waits for one as time of one worker."""
+    """What one tenant has done: time of its workers in all, and what waits for one as time of one worker.
+
+    *crowded*: a request came while each of them had one already; else another worker would have had nothing to do.
+    """
 
     busy_us: int
     backlog_us: int
+    crowded: bool
 
 
 class _Hello(msgspec.Struct, tag_field="op", tag="hello"):

@@ -156,6 +156,8 @@ def _needed(pulse: _Pulse, activity: Activity | None, now_s: float, serving: int
         if took_s > 0:
             busy = min(busy_us / took_s / 1e6, serving)
             slots = ceil((busy + activity.backlog_us / 1e6 / _HORIZON_S) / _USE)
+            if not activity.crowded:  # one caller after another, however busy: each found a worker that was free
+                slots = min(slots, serving)
     pulse.needed.append((now_s, slots))
     while pulse.needed[0][0] < now_s - _KEEP_S:
         pulse.needed.popleft()

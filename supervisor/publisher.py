@@ -45,6 +45,7 @@ class Publisher:
         self.encoded = b""
         #: Tenants that take nothing new, though they are wanted.
         self.draining: set[str] = set()
+        self._unusual: dict[str, view.TenantState] = {}
         self._tenants: dict[int, msgspec.Raw] = {}
         self._revision = 0
 
@@ -78,6 +79,10 @@ class Publisher:
 
     def _encode_tenants(self) -> list[msgspec.Raw]:
         """Every tenant, read anew only where it has changed: nobody looks up a thousand for the news of one."""
+        unusual = self._find_unusual()
+        for name in {name for name, _ in unusual.items() ^ self._unusual.items()}:
+            self._registry.touch(name)
+        self._unusual = unusual
         for number in self._registry.changed_since(self._revision):
             row = self._registry.find_tenant(number)
             if row is None:
@@ -92,7 +97,7 @@ class Publisher:
         return view.TenantView(
             name=row.name,
             number=row.number,
-            state="draining" if row.name in self.draining else row.wanted,
+            state=self._unusual.get(row.name, row.wanted),
             keys=keys,
             arena_bytes=row.arena_bytes,
             max_inflight=row.max_inflight,
@@ -100,6 +105,11 @@ class Publisher:
             models=[_model(model) for model in self._registry.models(row.number)],
             **{name: getattr(row, name) for name in ADMISSION},
         )
+
+    def _find_unusual(self) -> dict[str, view.TenantState]:
+        """Tenants that are not in the state that the registry wants them in."""
+        failed = [name for name, tenant in self._house.tenants.items() if tenant.has_failed]
+        return {**dict.fromkeys(self.draining, "draining"), **dict.fromkeys(failed, "failed")}
 
     def _slot_views(self) -> list[view.SlotView]:
         """Every slot that has a tenant, until nothing runs in it: its absence is what confirms its death."""

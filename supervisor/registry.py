@@ -263,10 +263,11 @@ class Registry:
         with self._writing(self.tenant(name).number) as db:
             db.execute("UPDATE tenants SET wanted = ? WHERE name = ?", (wanted, name))
 
-    def touch(self, number: int) -> None:
-        """The router has to hear of this tenant again, though nothing is written."""
+    def touch(self, name: str) -> None:
+        """The router has to hear of this tenant again, if there is one, though nothing is written."""
         self.revision += 1
-        self._changed[number] = self.revision
+        for (number,) in self._db.execute("SELECT number FROM tenants WHERE name = ?", (name,)):
+            self._changed[number] = self.revision
 
     def set_limits(self, wanted: TenantRow) -> None:
         """Change what a tenant may use, do and ask for to what *wanted* says. Raises as ``check_share``."""

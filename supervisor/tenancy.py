@@ -82,6 +82,11 @@ class Tenant:
         return min(self.target, len(self.crew)) if self.given_up else self.target
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it has no slot, and none is tried until its operator says so."""
+        return self.given_up and self.running and not self.crew
+
+    @property
     def missing(self) -> int:
         """How many slots have to be made for it now."""
         return 0 if self.resting or self.given_up else max(0, self.wanted - len(self.fresh))

@@ -159,7 +159,6 @@ async def drain(desk: Desk, request: schema.TenantDrain, call: Call) -> dict[str
         row = desk.registry.tenant(request.name)
         desk.publisher.draining.add(row.name)
         try:
-            desk.registry.touch(row.number)
             desk.publish()
             await desk.settle()
             call.progress("drain")
@@ -169,7 +168,6 @@ async def drain(desk: Desk, request: schema.TenantDrain, call: Call) -> dict[str
             desk.registry.set_wanted(row.name, "stopped")
         finally:
             desk.publisher.draining.discard(row.name)
-            desk.registry.touch(row.number)
             desk.publish()
         row = desk.registry.tenant(row.name)
         desk.events.add("tenant.stopped", "drained by its operator", row.name)

@@ -8,6 +8,7 @@ from copy import copy
 from typing import Final
 
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.snapshot import TenantView
 from bedsit.supervisor.router.lines import Line
 from bedsit.supervisor.router.tenants import Tenant
 
@@ -37,7 +38,7 @@ def find_line(tenant: Tenant, number: int, version: int, *, pinned: bool) -> Lin
 def check(tenant: Tenant, line: Line, deadline_ns: int, size: int, now_ns: int) -> None:
     """Whether a request of *size* bytes may wait in *line*. Raises what refuses it; counts it where it may."""
     if not tenant.is_open:
-        raise stopped(tenant.view.name)
+        raise shut(tenant.view)
     if line.is_quarantined:
         raise quarantined(line)
     if 0 < deadline_ns <= now_ns:
@@ -92,9 +93,13 @@ def expired() -> BedsitError:
     return error("deadline.exceeded", "the deadline passed while the request was queued")
 
 
-def stopped(name: str) -> BedsitError:
-    """The tenant is stopped, or about to be."""
-    return error("tenant.stopped", f"tenant {name} is stopped", "`bedsit tenant start` starts it")
+def shut(tenant: TenantView) -> BedsitError:
+    """The tenant is stopped or about to be, or it was given up."""
+    hint = f"it starts again with: bedsit tenant start {tenant.name}"
+    if tenant.state == "failed":
+        what = f"tenant {tenant.name} was given up: its worker died as often as its restart policy lets it"
+        return error("tenant.failed", what, hint)
+    return error("tenant.stopped", f"tenant {tenant.name} is stopped", hint)
 
 
 def quarantined(line: Line) -> BedsitError:

@@ -88,6 +88,8 @@ class Dispatch:
         slot = _pick(line, tenant.max_inflight)
         if slot is None:
             return False
+        if slot.batches:
+            tenant.crowded = True
         line.in_flight += 1
         tenant.in_flight += 1
         slot.send_one(request, request.arrived_ns)
@@ -130,6 +132,8 @@ class Dispatch:
         for line in _in_order(tenant):
             while line.queued and not line.is_held() and not 0 < tenant.concurrency_max <= tenant.in_flight:
                 slot = _pick(line, at_once)
+                if slot is None or slot.batches:
+                    tenant.crowded = True
                 if slot is None or line.is_forming(slot.batches):
                     break
                 now_ns = _clock()

@@ -104,8 +104,8 @@ class Router:
                 changed.append(tenant)
                 self._end_revoked(tenant)
                 self._refuse_retired(tenant)
-            if view.state == "stopped" and tenant.waiting:
-                self._refuse_queued(tenant, admission.stopped(name))
+            if tenant.is_shut and tenant.waiting:
+                self._refuse_queued(tenant, admission.shut(view))
         self._dispatch.update(changed)
         self.keys = {key.digest: (t, key.id) for t in self.tenants.values() for key in t.view.keys}
 
@@ -178,11 +178,13 @@ class Router:
             if request.withdrawn:
                 self._finish(request, error("request.cancelled", "the caller withdrew the request"))
             elif tenant is not None and tenant.view.state == "stopped":
-                self._finish(request, admission.stopped(tenant.view.name))
+                self._finish(request, admission.shut(tenant.view))
             elif request.rid == slot.hung_rid:
                 self._finish(request, hung)
             elif tenant is None or not request.line.model.idempotent or request.attempts >= _MAX_ATTEMPTS:
                 self._finish(request, crashed)
+            elif tenant.is_shut:
+                self._finish(request, admission.shut(tenant.view))
             else:
                 retry.append(request)
         if tenant is not None:
@@ -449,14 +451,18 @@ class Router:
             slot.hung_rid = slot.running_rid
             self.tell({"op": "hung", "slot": slot.view.id, "ran": slot.running, "after_s": ran_ns / 1e9})
 
-    def activity(self) -> dict[str, tuple[int, int]]:
-        """Time of workers used and waited for, in us, of those tenants that had requests since it was asked last."""
+    def activity(self) -> dict[str, tuple[int, int, bool]]:
+        """Time of workers used and waited for, in us, of those tenants that had requests since it was asked last.
+
+        Beside it whether one of them found every worker busy.
+        """
         active = {}
         for name, tenant in self.tenants.items():
             if tenant.requests_total != tenant.seen_total or tenant.queued or tenant.in_flight:
                 tenant.seen_total = tenant.requests_total
                 backlog_ns = sum(line.cost_ns * line.count_behind() for line in tenant.lines.values())
-                active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000)
+                active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000, tenant.crowded)
+                tenant.crowded = False
         return active
 
     def statistics(self) -> dict[str, dict[str, int]]:

@@ -47,6 +47,7 @@ class Tenant:
         self.errors_total = 0
         self.seen_total = 0  # of those in all, when its activity was asked for
         self.refused_total = 0  # of the errors: for want of room, rate or time
+        self.crowded = False  # a request met no worker that was idle, since its activity was asked for
         self.busy_ns = 0  # what its workers were clocked at
         self.received = 0  # packets on the ZeroMQ endpoint
         self.wanted_ns = 0  # since when somebody waits for its first slot
@@ -69,8 +70,8 @@ class Tenant:
         self.queue_bytes_max = view.queue_bytes_max
         self.max_inflight = view.max_inflight
         self.concurrency_max = view.concurrency_max
-        self.is_stopped = view.state == "stopped"
         self.is_open = view.state == "running"
+        self.is_shut = view.state in ("stopped", "failed")  # what waits has nothing to wait for
         self.run_max_ns = int(view.run_max_s * 1e9)
         self.model_names: dict[str, ModelView] = {m.name: m for m in view.models}
         self.model_numbers: dict[int, ModelView] = {m.number: m for m in view.models}

@@ -182,9 +182,9 @@ def test_what_the_router_says_is_what_the_lifecycle_hears(tmp_path: Path) -> Non
         {"op": "lost", "slot": "s1", "ran": {"model": 1}},
         {"op": "wanted"},
         {"op": "wanted", "tenant": ["a"]},
-        {"op": "activity", "tenants": {"a": [1]}},
-        {"op": "activity", "tenants": {"a": [1.5, 0]}},
-        {"op": "activity", "tenants": [["a", 1, 2]]},
+        {"op": "activity", "tenants": {"a": [1, 0]}},
+        {"op": "activity", "tenants": {"a": [1.5, 0, False]}},
+        {"op": "activity", "tenants": [["a", 1, 2, True]]},
     ],
     ids=str,
 )
@@ -209,8 +209,8 @@ def test_activity_is_what_the_router_says_when_it_is_asked(tmp_path: Path) -> No
             for busy_us in (1, 2):
                 question = asyncio.ensure_future(control.activity(DEADLINE_S))
                 assert await router.next() == {"op": "activity"}
-                router.say(op="activity", tenants={"a": [busy_us, 7]})
-                assert await question == {"a": Activity(busy_us, 7)}
+                router.say(op="activity", tenants={"a": [busy_us, 7, True]})
+                assert await question == {"a": Activity(busy_us, 7, crowded=True)}
 
             assert await control.activity(0.01) is None
             assert await router.next() == {"op": "activity"}

@@ -32,11 +32,15 @@ class Clock:
         self.now_s = 1000.0
         self.busy_us = 5_000_000  # the router counts since long
 
-    def look(self, busy: float = 0.0, waiting: float = 0.0, seconds: float = 1.0) -> list[on.Stimulus]:
+    def look(
+        self, busy: float = 0.0, waiting: float = 0.0, seconds: float = 1.0, *, crowded: bool = True
+    ) -> list[on.Stimulus]:
         """What follows when *busy* seconds were worked and *waiting* seconds are still to be; with neither it slept."""
         self.now_s += seconds
         self.busy_us += int(busy * 1e6)
-        active = {self.tenant.name: Activity(self.busy_us, int(waiting * 1e6))} if busy or waiting else {}
+        active = (
+            {self.tenant.name: Activity(self.busy_us, int(waiting * 1e6), crowded=crowded)} if busy or waiting else {}
+        )
         return self.meter.hear(self.now_s, {self.tenant.name: self.tenant}, active)
 
 
@@ -115,6 +119,14 @@ def test_a_call_is_counted_when_it_ends_and_counts_for_no_more_than_its_slot() -
     assert clock.look(busy=60.0) == [on.TenantLoad("a", 2)]
 
 
+def test_a_caller_that_waits_for_each_answer_needs_one_slot() -> None:
+    """However busy: each of its requests found a slot that was free. With a second caller they meet."""
+    clock = Clock(tenant())
+    clock.look(busy=0.1)
+    assert clock.look(busy=0.99, crowded=False) == []
+    assert clock.look(busy=0.99) == [on.TenantLoad("a", 2)]
+
+
 def test_a_look_that_comes_late_counts_for_its_time() -> None:
     """Three seconds of work in ten are no reason for more."""
     clock = Clock(tenant(slots=4))
@@ -184,7 +196,7 @@ def test_who_is_gone_is_forgotten() -> None:
     clock.meter.hear(clock.now_s + 1, {}, {})
 
     assert clock.look(seconds=100.0) == []
-    assert clock.meter.hear(clock.now_s, {}, {"unknown": Activity(1, 1)}) == []
+    assert clock.meter.hear(clock.now_s, {}, {"unknown": Activity(1, 1, crowded=True)}) == []
 
 
 # -- who can go -------------------------------------------------------------------------------------------------------
@@ -195,7 +207,7 @@ def rank(tenants: list[Tenant], idle_s: dict[str, float], load_s: dict[str, floa
     meter = Meter()
     named = {each.name: each for each in tenants}
     for name in sorted(idle_s, key=lambda name: -idle_s[name]):
-        meter.hear(1000.0 - idle_s[name], named, {name: Activity(1, 0)})
+        meter.hear(1000.0 - idle_s[name], named, {name: Activity(1, 0, crowded=False)})
     return list(meter.rank(1000.0, named, load_s, lambda slot: gib.get(slot[0], 1) * GIB))
 
 

@@ -304,6 +304,7 @@ def test_an_orderly_exit_of_a_transient_tenant_is_its_end(shared_box: Any) -> No
 
     assert "its restart policy is transient, and it ended: exit status 0" in event["text"]
     assert shared_box.call("tenant.show", name="vision")["state"] == "failed"
+    assert shared_box.wait(lambda: die(shared_box, 0.0) == "tenant.failed"), "nobody waits for what does not come"
     assert shared_box.call("tenant.start", name="vision")["state"] == "running"
     assert infer(shared_box) == 0.0
 

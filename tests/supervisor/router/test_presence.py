@@ -30,10 +30,10 @@ def messages(plane: Any, op: str) -> list[dict[str, Any]]:
     return found
 
 
-def activity(plane: Any) -> dict[str, list[int]]:
-    """Who did something since this was asked last: time worked and time of work ahead, in us."""
+def activity(plane: Any) -> dict[str, list[Any]]:
+    """Who did something since this was asked last: time worked, time of work ahead in us, whether it was crowded."""
     send_frame(plane.daemon, {"op": "activity"})
-    active: dict[str, list[int]] = plane.hear("activity")["tenants"]
+    active: dict[str, list[Any]] = plane.hear("activity")["tenants"]
     return active
 
 
@@ -92,14 +92,32 @@ def test_nobody_is_wanted_who_has_a_slot(plane: Any) -> None:
     assert not worker.is_idle()
 
 
-@pytest.mark.parametrize("state", ["stopped", "draining"])
-def test_who_takes_nothing_new_is_not_wanted(plane: Any, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "code"), [("stopped", "tenant.stopped"), ("draining", "tenant.stopped"), ("failed", "tenant.failed")]
+)
+def test_who_takes_nothing_new_is_not_wanted(plane: Any, state: str, code: str) -> None:
     """The request is refused, and wakes nobody."""
     session = bare(plane, state=state)
     session.lane.send(session.request(1))
 
-    assert session.answer() == (1, Kind.ERROR, "tenant.stopped")
+    assert session.answer() == (1, Kind.ERROR, code)
     assert messages(plane, "wanted") == []
+
+
+@pytest.mark.parametrize(("state", "code"), [("stopped", "tenant.stopped"), ("failed", "tenant.failed")])
+def test_what_waits_for_a_tenant_that_nobody_brings_back_is_refused(plane: Any, state: str, code: str) -> None:
+    """At once, not when its deadline has passed; so is what its last worker had, where it may be asked again."""
+    plane.change("acme", max_inflight=1)
+    worker, session = plane.add_pair("acme", "fast")
+    for ident in (1, 2):
+        session.lane.send(session.request(ident))
+    worker.next_request()
+    session.settle()
+    plane.change("acme", state=state)
+
+    assert session.answer() == (2, Kind.ERROR, code)
+    plane.remove_slot(worker.slot)
+    assert session.answer() == (1, Kind.ERROR, code)
 
 
 # -- draining and waking ----------------------------------------------------------------------------------------------
@@ -490,11 +508,31 @@ def test_only_who_did_something_is_active(plane: Any) -> None:
     assert set(activity(plane)) == set(activity(plane)) == {"acme"}, "its call runs on"
     worker.respond(number)
     assert session.answer()[0] == 1
-    (busy_us, backlog_us) = activity(plane)["acme"]
+    (busy_us, backlog_us, crowded) = activity(plane)["acme"]
 
     assert busy_us == plane.stats("acme")["busy_us"] > 0
-    assert backlog_us == 0
+    assert (backlog_us, crowded) == (0, False)
     assert activity(plane) == {}
+
+
+@pytest.mark.parametrize("max_inflight", [1, 2])
+def test_who_finds_every_worker_busy_makes_it_crowded(plane: Any, max_inflight: int) -> None:
+    """Whether that worker takes a second one ahead or not; told once, and not of callers that wait for each answer."""
+    plane.change("acme", max_inflight=max_inflight)
+    worker, session = plane.add_pair("acme", "fast")
+    for ident in (1, 2):
+        session.lane.send(session.request(ident))
+        worker.respond(worker.next_request().id)
+        assert session.answer()[0] == ident
+    assert activity(plane)["acme"][2] is False
+
+    session.lane.send(session.request(3))
+    number = worker.next_request().id
+    session.lane.send(session.request(4))
+    session.settle()
+
+    assert [activity(plane)["acme"][2] for _ in range(2)] == [True, False]
+    worker.respond(number)
 
 
 def test_a_refused_request_is_activity(plane: Any) -> None:
@@ -504,7 +542,7 @@ def test_a_refused_request_is_activity(plane: Any) -> None:
     session.lane.send(session.request(1))
     session.answer()
 
-    assert activity(plane) == {"acme": [0, 0]}
+    assert activity(plane) == {"acme": [0, 0, False]}
 
 
 def test_work_ahead_is_what_another_worker_would_help(plane: Any) -> None:
@@ -523,7 +561,7 @@ def test_work_ahead_is_what_another_worker_would_help(plane: Any) -> None:
     for ident in range(3, 6):
         session.lane.send(session.request(ident))
     session.settle()
-    (_, backlog_us) = activity(plane)["acme"]
-    (_, again_us) = activity(plane)["acme"]
+    (_, backlog_us, _) = activity(plane)["acme"]
+    (_, again_us, _) = activity(plane)["acme"]
 
     assert backlog_us == again_us > 3 * 10_000
