@@ -22,10 +22,10 @@ from typing import Final, Literal, assert_never
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor import instructions as do
+from bedsit.supervisor import restarts
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
-from bedsit.supervisor.policy import Place
 from bedsit.supervisor.pool import plan_pool
 from bedsit.supervisor.rolls import judge_roll, judge_room
 from bedsit.supervisor.rotation import Rotation
@@ -169,7 +169,7 @@ class House:
                 tenant = self.tenants.get(slot.tenant or "")
                 if slot.is_unexplained and tenant is not None:  # the kernel was faster than the router
                     slot.is_unexplained = False
-                    self._blame(tenant, blame)
+                    self._out += restarts.blame(tenant, blame)
                 if slot.state in ("loading", "serving", "draining"):
                     self._out.append(do.SetTimer(Timer("lost", slot.id), LOST_GRACE_S))
             case on.SlotDrained():
@@ -234,7 +234,7 @@ class House:
         tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
         tenant.profile, tenant.policy = wish.profile, wish.policy
         tenant.target = tenant.clamp(max(tenant.target, int(starts)))
-        self._forgive(tenant)
+        self._out += restarts.forgive(tenant)
         if not tenant.running:
             tenant.target = 0
             stopped = error("tenant.stopped", f"tenant {tenant.name!r} was stopped")
@@ -248,24 +248,13 @@ class House:
         if tenant is None:
             return
         self._waiting.pop(("tenant", name), None)
-        self._forgive(tenant)
+        self._out += restarts.forgive(tenant)
         self._out.append(do.StopTimer(Timer("healthy", name)))
         self._drop_roll(tenant, error("tenant.not_found", f"tenant {name!r} was deleted"))
         for slot in list(self.slots.values()):
             if slot.tenant == name:
                 self._end(slot, "abandoned")
         self._dirty = True
-
-    def _forgive(self, tenant: Tenant) -> None:
-        """Start anew with it: no rest any more, a restart may come at once."""
-        if tenant.deaths:
-            self._out.append(do.StopTimer(Timer("period", tenant.name)))
-        tenant.failures = tenant.deaths = 0
-        tenant.blames.clear()
-        tenant.given_up = False
-        if tenant.resting:
-            tenant.resting = False
-            self._out.append(do.StopTimer(Timer("restart", tenant.name)))
 
     # -- coming and going ---------------------------------------------------------------------------------------------
 
@@ -325,7 +314,7 @@ class House:
         roll, tenant.roll = tenant.roll, None
         self._out.append(do.StopTimer(Timer("roll", operation)))
         tenant.models = roll.models
-        self._forgive(tenant)
+        self._out += restarts.forgive(tenant)
         for slot in tenant.crew.values():
             slot.stale = True
         if roll.slot:
@@ -464,46 +453,7 @@ class House:
             crashed = error("worker.crashed", f"the worker ended while loading: {cause.text}", hint, cause=cause.kind)
             self._fail_roll(slot.operation, crashed)
         elif slot.id in tenant.crew:
-            self._restart(tenant, slot, cause)
-
-    def _restart(self, tenant: Tenant, slot: Slot, cause: Cause) -> None:
-        del tenant.crew[slot.id]
-        tenant.cause = cause
-        tenant.failures += 1
-        tenant.deaths += 1
-        self._out.append(do.StopTimer(Timer("healthy", tenant.name)))
-        self._out.append(do.CountRestart(tenant.name, cause))
-        policy = tenant.policy
-        if tenant.deaths == 1:
-            self._out.append(do.SetTimer(Timer("period", tenant.name), policy.restart_period_s))
-        if policy.restart == "temporary" or (policy.restart == "transient" and cause.is_orderly):
-            self._give_up(tenant, f"its restart policy is {policy.restart}, and it ended: {cause.text}")
-        elif 0 < policy.restarts_max < tenant.deaths:
-            self._give_up(tenant, f"{tenant.deaths} deaths within {policy.restart_period_s:g} s")
-        else:
-            self._rest(tenant)
-            self._blame(tenant, slot.blame)
-            slot.is_unexplained = slot.blame is None
-
-    def _give_up(self, tenant: Tenant, why: str) -> None:
-        tenant.given_up = True
-        self._note("tenant.given_up", f"{why}; it starts again with: bedsit tenant start {tenant.name}", tenant)
-
-    def _rest(self, tenant: Tenant) -> None:
-        delay_s = backoff_s(tenant.failures)
-        if delay_s:
-            tenant.resting = True
-            self._out.append(do.SetTimer(Timer("restart", tenant.name), delay_s))
-
-    def _blame(self, tenant: Tenant, place: Place | None) -> None:
-        """Count what was running. What ran at every one of so many deaths in a row is taken out of use."""
-        if place is None or place not in tenant.models or not tenant.policy.quarantine_after:
-            return
-        tenant.blames[place] += 1
-        if tenant.blames[place] >= tenant.policy.quarantine_after:
-            del tenant.blames[place]
-            text = f"was running at {tenant.policy.quarantine_after} deaths in a row"
-            self._out.append(do.Quarantine(tenant.name, place, text))
+            self._out += restarts.mourn(tenant, slot, cause)
 
     def _end(self, slot: Slot, event: SlotEvent) -> bool:
         """Move a slot to dying. False: the table says that this is no news."""
