@@ -29,6 +29,7 @@ _BY_CODE: Final[Mapping[str, str]] = {
     "router.restarted": "send it again",
     "tenant.exists": "look at it: bedsit tenant show TENANT",
     "tenant.not_found": "the tenants there are: bedsit tenant list",
+    "tenant.failed": "why: bedsit events --tenant TENANT; start it again: bedsit tenant start TENANT",
     "tenant.stopped": "start it: bedsit tenant start TENANT",
     "worker.crashed": "why: bedsit events --tenant TENANT, and bedsit logs TENANT",
 }

@@ -98,7 +98,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_bytes: int = 8 << 20
     #: Largest artifact accepted.
     artifact_bytes: int = 64 << 30
-    #: With less memory than this free on the box, no slot is made in stock, and idle tenants have to go; 0: 5 % of it.
+    #: With less memory than this free on the box idle tenants have to go, and no slot is made but those promised
+    #: (min_slots); 0: 5 % of it.
     memory_reserve_bytes: int = 0
     #: Rows kept of ``bedsit events``.
     events_kept: int = 10_000

@@ -87,16 +87,15 @@ class Desk:
 
 def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
     """A tenant's row as the lifecycle sees it."""
-    models = tuple(
-        sorted(
-            (model.number, version.version)
-            for model in registry.models(row.number)
-            for version in model.versions
-            if version.quarantined_at is None
-        )
-    )
+    sizes = {
+        (model.number, version.version): version.size
+        for model in registry.models(row.number)
+        for version in model.versions
+        if version.quarantined_at is None
+    }
+    models, size = tuple(sorted(sizes)), sum(sizes.values())
     policy = Policy(**{name: getattr(row, name) for name in Policy.__dataclass_fields__})
-    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile, policy)
+    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile, policy, size)
 
 
 def now_text() -> str:

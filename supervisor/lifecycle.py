@@ -9,7 +9,8 @@ Guarantees, for any order of stimuli (held by tests/supervisor/test_lifecycle_pr
     there before the old one goes, and a failed roll leaves the old ones as they were;
   - the pool is refilled, a dead slot is replaced as its tenant's policy says, both with back-off; nothing is built
     after ShutDown;
-  - who waits in a full box gets the place of a tenant that may be parked, and nobody is parked who has just come;
+  - who waits in a full box, or for memory, gets the place of a tenant that may be parked, and nobody is parked who has
+    just come;
   - when a zygote has forked enough, the next one replaces it and its blank slots, and the pool stays as full as it was;
   - every operation is answered exactly once; a slot stays known until its cgroup is empty.
 Assumes: a Commit is carried out before the next stimulus is handled.
@@ -39,8 +40,12 @@ HEALTHY_AFTER_S: Final = 10.0
 ROOM_AGAIN_S: Final = 0.25
 #: A worker that closed its socket may take this long to be seen dead before it is killed.
 LOST_GRACE_S: Final = 0.25
+#: Until somebody has looked.
+_PLENTY: Final = 1 << 62
+_MIB: Final = 1 << 20
 _SEE_EVENTS: Final = "see: bedsit events"
 _SEE_WALLS: Final = "what this box lacks, and how to mend it: bedsit doctor"
+_SEE_ROOM: Final = "stop or park a tenant, or lower memory_reserve_bytes"
 _SLOT_TIMERS: Final[tuple[on.TimerKind, ...]] = ("load", "drain", "lost", "settled")
 
 
@@ -59,7 +64,7 @@ class House:
         self._pool_resting = False
         #: Why the last slot of a profile was refused, and where to read on.
         self._refusals: dict[Profile, tuple[str, str]] = {}
-        self._memory_is_tight = False
+        self._memory_left = _PLENTY
         self._room_asked = False
         #: Who waits for a blank slot, first come first served: ("tenant", name) or ("roll", operation).
         self._waiting: dict[tuple[Literal["tenant", "roll"], str], Tenant] = {}
@@ -97,6 +102,9 @@ class House:
         if blank and tenant.strict and all(slot.degraded for slot in blank):
             lacks = sorted({wall for slot in blank for wall in slot.lacks})
             return f": tenant {tenant.name!r} is strict, and walls are missing{_list_names(lacks)}", _SEE_WALLS
+        if not self._may_take("tenant", tenant):
+            need, left = -(-tenant.slot_bytes // _MIB), max(0, self._memory_left) // _MIB
+            return f": it takes {need:,} MiB of memory, and {left:,} MiB are left", _SEE_ROOM
         why, hint = self._refusals.get(tenant.profile, ("", _SEE_EVENTS))
         return f"; the last one was refused: {why}" if why else "", hint
 
@@ -127,8 +135,9 @@ class House:
                 self._scale(self.tenants.get(tenant), slots)
             case on.RoomFound(tenants, why):
                 self._make_room(tenants, why)
-            case on.MemoryTight(is_tight):
-                self._memory_is_tight = is_tight
+            case on.MemoryLeft(left):
+                loading = (self.tenants.get(s.tenant or "") for s in self.slots.values() if s.state == "loading")
+                self._memory_left = left - sum(tenant.slot_bytes for tenant in loading if tenant is not None)
             case on.RollAsked():
                 self._ask_roll(stimulus)
             case on.RollCommitted(operation):
@@ -152,8 +161,8 @@ class House:
                 self._accept(slot, news)
             case on.SlotRefused(why=why):
                 self._refuse(slot, why)
-            case on.ModelsLoaded():
-                self._loaded(slot)
+            case on.ModelsLoaded(used_bytes=used_bytes):
+                self._loaded(slot, used_bytes)
             case on.LoadFailed(error=why, blame=blame):
                 slot.blame = blame
                 self._load_failed(slot, why)
@@ -176,6 +185,8 @@ class House:
                 self._end(slot, "drained")
             case on.SlotGone():
                 self._dirty |= slot.tenant is not None
+                if slot.tenant in self.tenants:
+                    self._memory_left += self.tenants[slot.tenant].slot_bytes
                 self._move(slot, "gone")
                 self._tell("slot.destroyed", "nothing is left of it", slot)
             case _:
@@ -233,6 +244,7 @@ class House:
         starts = wish.running and not tenant.running and self._phase != "recovering"
         tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
         tenant.profile, tenant.policy = wish.profile, wish.policy
+        tenant.slot_bytes = max(tenant.slot_bytes, wish.model_bytes)
         tenant.target = tenant.clamp(max(tenant.target, int(starts)))
         self._out += restarts.forgive(tenant)
         if not tenant.running:
@@ -399,11 +411,13 @@ class House:
             if slot.state == "loading":
                 self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
 
-    def _loaded(self, slot: Slot) -> None:
+    def _loaded(self, slot: Slot, used_bytes: int) -> None:
         tenant = self.tenants.get(slot.tenant or "")
         if slot.state != "loading" or tenant is None:
             self._move(slot, "loaded")  # a worker that lies: remembered in the story
-        elif slot.operation is not None:
+            return
+        tenant.slot_bytes = used_bytes or tenant.slot_bytes
+        if slot.operation is not None:
             self._out.append(do.Commit(slot.operation, slot.id))
         else:
             self._promote(slot, tenant)
@@ -548,13 +562,17 @@ class House:
             self._out.append(do.StartZygote())
 
     def _ask_for_room(self) -> None:
-        """Where somebody waits, the box is full, and nobody is about to leave."""
+        """Where somebody waits, the box or its memory is full, and nobody is about to leave."""
         ends = any(slot.state in ("building", "dying", "draining") for slot in self.slots.values())
-        if self._waiting and not ends and len(self.slots) >= self._limits.max_slots and not self._room_asked:
+        is_full = len(self.slots) >= self._limits.max_slots
+        waits = any(is_full or not self._may_take(kind, tenant) for (kind, _), tenant in self._waiting.items())
+        if waits and not ends and not self._room_asked:
             self._room_asked = True
             self._out += [do.FindRoom(), do.SetTimer(Timer("room"), ROOM_AGAIN_S)]
 
     def _assign(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> bool:
+        if not self._may_take(kind, tenant):
+            return False
         fit = (s for s in self.slots.values() if s.state == "blank" and tenant.takes(s))
         slot = max(fit, key=lambda s: s.generation, default=None)
         if slot is None:
@@ -569,15 +587,25 @@ class House:
             if not tenant.missing:
                 del self._waiting["tenant", tenant.name]
             self._out.append(do.SetTimer(Timer("load", slot.id), self._limits.load_timeout_s))
+        self._memory_left -= tenant.slot_bytes
         self._out.append(do.AssignSlot(slot.id, tenant.name, slot.models))
         self._dirty = True
         return True
 
+    def _may_take(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> bool:
+        """Whether there is memory for another slot of it; what was promised, or is being deployed, is not asked."""
+        return kind == "roll" or tenant.is_owed or tenant.slot_bytes <= self._memory_left
+
     def _fill_pool(self) -> None:
         if self.rotation.current is None or self._pool_resting:
             return
-        asked = [t for (kind, _), t in self._waiting.items() for _ in range(t.missing if kind == "tenant" else 1)]
-        stock = 0 if self._memory_is_tight else self._limits.pool_size
+        asked = [
+            tenant
+            for (kind, _), tenant in self._waiting.items()
+            if self._may_take(kind, tenant)
+            for _ in range(tenant.missing if kind == "tenant" else 1)
+        ]
+        stock = self._limits.pool_size if self._memory_left >= 0 else 0
         plan = plan_pool(self.slots.values(), asked, self._limits, self.rotation.oldest_kept, stock)
         for slot in plan.end:
             self._end(slot, "abandoned")

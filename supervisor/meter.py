@@ -99,7 +99,6 @@ class Look:
         self._house, self._slots, self._control, self._feed = house, slots, control, feed
         self._meter = Meter()
         self._reserve_bytes = reserve_bytes
-        self._is_tight = False
 
     async def run(self) -> None:
         """Look for ever."""
@@ -109,11 +108,9 @@ class Look:
             if active is not None:
                 for stimulus in self._meter.hear(time.monotonic(), self._house.tenants, active):
                     self._feed(stimulus)
-            is_tight = read_is_tight(self._reserve_bytes)
-            if is_tight != self._is_tight:
-                self._is_tight = is_tight
-                self._feed(on.MemoryTight(is_tight))
-            if is_tight:
+            left = read_memory_left(self._reserve_bytes)
+            self._feed(on.MemoryLeft(left))
+            if left < 0:
                 self.find_room("the box runs out of memory")
 
     def find_room(self, why: str) -> None:
@@ -127,20 +124,19 @@ class Look:
         return stats.memory_bytes if stats else 0
 
 
-def read_is_tight(reserve_bytes: int, proc: Path = Path("/proc")) -> bool:
-    """Whether less memory is left than *reserve_bytes* (0: a twentieth of it), or the box waits for it too often."""
+def read_memory_left(reserve_bytes: int, proc: Path = Path("/proc")) -> int:
+    """Bytes of memory above *reserve_bytes* (0: a twentieth of it); below 0 also where it is waited for too often."""
     sizes = {
         name: int(rest.split()[0]) << 10
         for name, _, rest in (line.partition(":") for line in (proc / "meminfo").read_text().splitlines())
         if name in ("MemTotal", "MemAvailable")
     }
-    if sizes["MemAvailable"] < (reserve_bytes or int(sizes["MemTotal"] * _RESERVE)):
-        return True
+    left = sizes["MemAvailable"] - (reserve_bytes or int(sizes["MemTotal"] * _RESERVE))
     try:
         pressure = (proc / "pressure/memory").read_text()
     except OSError:  # a kernel without PSI, or one where it is switched off
-        return False
-    return float(pressure.partition("avg10=")[2].split()[0]) > _PRESSURE
+        return left
+    return min(left, -1) if float(pressure.partition("avg10=")[2].split()[0]) > _PRESSURE else left
 
 
 def _needed(pulse: _Pulse, activity: Activity | None, now_s: float, serving: int) -> deque[tuple[float, int]]:

@@ -287,7 +287,8 @@ class Slots:
             live.loads = None
             if live.record.tenant is not None and live.assigned_s is not None:
                 self.load_s[live.record.tenant] = time.monotonic() - live.assigned_s
-            self._feed(on.ModelsLoaded(slot))
+            stats = self.stats(slot)
+            self._feed(on.ModelsLoaded(slot, stats.memory_bytes if stats else 0))
 
     # -- assigning ----------------------------------------------------------------------------------------------------
 

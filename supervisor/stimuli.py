@@ -51,6 +51,7 @@ class TenantSet:
     models: ModelSet
     profile: Profile = "standard"
     policy: Policy = USUAL
+    model_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ class RoomFound:
 
 
 @dataclass(frozen=True)
-class MemoryTight:
-    """Whether the box runs out of memory: then no slot is made in stock. From the meter."""
+class MemoryLeft:
+    """What the box has to give away before it runs out, in bytes; below 0 it has run out. From the meter."""
 
-    is_tight: bool
+    left: int
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,10 @@ class SlotRefused:
 
 @dataclass(frozen=True)
 class ModelsLoaded:
-    """The worker says that it serves. Hostile: may come at any time."""
+    """The worker says that it serves, hostile: may come at any time. *used_bytes* are what the kernel says it takes."""
 
     slot: str
+    used_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ Stimulus = (
     | TenantIdle
     | TenantLoad
     | RoomFound
-    | MemoryTight
+    | MemoryLeft
     | RollAsked
     | RollCommitted
     | RollRefused

@@ -55,7 +55,8 @@ class Tenant:
     """A tenant. *crew*: the slots that take its requests or are about to, oldest first; *target*: their number.
 
     *resting*: a restart waits for its timer. *given_up*: nothing is tried until its operator says so. *deaths* are
-    those of the running period, *failures* those since it served well; *blames* says what ran then.
+    those of the running period, *failures* those since it served well; *blames* says what ran then. *slot_bytes*: what
+    a slot of it is known to take.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Tenant:
     profile: Profile = "standard"
     policy: Policy = USUAL
     target: int = 0
+    slot_bytes: int = 0
     crew: dict[str, Slot] = field(default_factory=dict)
     roll: Roll | None = None
     failures: int = 0
@@ -109,6 +111,11 @@ class Tenant:
         stale = [slot for slot in self.serving if slot.stale]
         loading = [slot for slot in self.crew.values() if slot.stale and slot.state != "serving"]
         return [*fresh[self.wanted :], *loading, *stale[: max(0, len(stale) - unready)]]
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether it has fewer slots than it was promised."""
+        return len(self.crew) < self.policy.min_slots
 
     @property
     def can_park(self) -> bool:

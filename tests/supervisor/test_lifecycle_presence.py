@@ -17,6 +17,7 @@ ORDERLY = Cause("exit", "exit status 0")
 LAZY = Policy(min_slots=0)
 WIDE = Policy(max_slots=3)
 PLACE = (1, 1)
+GIB = 1 << 30
 
 
 def wish(policy: Policy = LAZY, name: str = "a", **changes: object) -> on.TenantSet:
@@ -352,20 +353,101 @@ def test_a_deployment_into_a_full_box_waits_for_who_may_go() -> None:
 
 
 def test_nothing_is_kept_in_stock_while_memory_is_short() -> None:
-    """The blank slots go, none is built in advance, and who waits still gets one."""
+    """The blank slots go, none is built in advance, and who was promised a slot still gets one."""
     house = staffed_house(pool=2)
-    out = live(house, on.MemoryTight(is_tight=True))
+    out = live(house, on.MemoryLeft(-1))
 
     assert kinds(out).count("DestroySlot") == 2
     assert [slot.tenant for slot in house.slots.values()] == ["a"]
 
-    live(house, wish(name="b"))
+    live(house, wish(Policy(), name="b"))
 
     assert [slot.tenant for slot in house.slots.values()] == ["a", "b"]
 
-    out = live(house, on.MemoryTight(is_tight=False))
+    out = live(house, on.MemoryLeft(GIB))
 
     assert kinds(out).count("BuildSlot") == 2
+
+
+def parked_house(*, gib: int, tenants: str = "a") -> House:
+    """A house whose tenants are parked; a slot of each takes so much memory."""
+    house = make_house(pool=len(tenants))
+    live(house, on.Begin())
+    for name in tenants:
+        live(house, wish(name=name, model_bytes=gib * GIB))
+        settle(house, name)
+        (slot,) = crew(house, name)
+        live(house, on.TenantIdle(name))
+        live(house, on.SlotDrained(slot))
+        assert house.tenant_state(name) == "parked"
+    return house
+
+
+def test_nobody_is_let_in_for_whom_there_is_no_memory() -> None:
+    """It waits until as much is left as it is known to take; its operator can see why."""
+    house = parked_house(gib=5)
+    house.handle(on.MemoryLeft(5 * GIB - 1))
+    out = live(house, on.TenantWanted("a"))
+    assert (crew(house), house.tenant_state("a")) == ([], "starting")
+    assert do.FindRoom() in out
+    assert house.explain_wait(house.tenants["a"]) == (
+        ": it takes 5,120 MiB of memory, and 5,119 MiB are left",
+        "stop or park a tenant, or lower memory_reserve_bytes",
+    )
+
+    live(house, on.MemoryLeft(5 * GIB))
+
+    assert house.tenant_state("a") == "running"
+
+
+@pytest.mark.parametrize("used_gib", [3, 5])
+def test_a_slot_takes_what_the_kernel_says_that_the_last_one_took(used_gib: int) -> None:
+    """More than its models' size, or less."""
+    house = parked_house(gib=4)
+    house.handle(on.TenantWanted("a"))
+    house.handle(on.ModelsLoaded(crew(house)[0], used_bytes=used_gib * GIB))
+
+    assert house.tenants["a"].slot_bytes == used_gib * GIB
+
+
+def test_what_is_given_away_is_not_given_twice() -> None:
+    """Two wake at once, and there is memory for one: the other one waits, though nobody has looked since."""
+    house = parked_house(gib=3, tenants="ab")
+    house.handle(on.MemoryLeft(5 * GIB))
+    for name in "ab":
+        live(house, on.TenantWanted(name))
+    assert [house.tenant_state(name) for name in "ab"] == ["running", "starting"]
+
+    settle(house, "a")
+    live(house, on.RoomFound(("a",), "somebody waits"))
+    live(house, on.SlotDrained(crew_of_draining(house)))
+
+    assert [house.tenant_state(name) for name in "ab"] == ["parked", "running"], "what a gives back is b's"
+
+
+def test_what_loads_has_its_memory_before_it_takes_it() -> None:
+    """A look that comes in between does not see it yet."""
+    house = parked_house(gib=3, tenants="ab")
+    house.handle(on.TenantWanted("a"))
+    assert states(house) == ["loading"]
+    house.handle(on.MemoryLeft(5 * GIB))
+    house.handle(on.TenantWanted("b"))
+
+    assert house.tenant_state("b") == "starting"
+    assert crew(house, "b") == []
+
+
+def test_who_was_promised_a_slot_gets_it_whatever_is_left() -> None:
+    """And what is deployed; only further slots and those of parked tenants are asked for."""
+    house = staffed_house(Policy(min_slots=1, max_slots=2))
+    live(house, wish(house.tenants["a"].policy, model_bytes=GIB))
+    house.handle(on.MemoryLeft(-1))
+    live(house, on.TenantLoad("a", 2))
+    assert len(crew(house)) == 1
+
+    kill(house)
+    assert states(house) == ["serving"]
+    assert answer(live(house, on.RollAsked("op", "a", TWO, 60.0))) is None
 
 
 # -- restarts ---------------------------------------------------------------------------------------------------------

@@ -178,12 +178,12 @@ class Shell(RuleBasedStateMachine):
         """Somebody asks for a tenant without a slot."""
         self.hear(on.TenantWanted(tenant))
 
-    @rule(tight=st.booleans())
-    def memory_ends(self, *, tight: bool) -> None:
+    @rule(left=st.sampled_from((-1, 0, 5, 10, 1 << 62)))
+    def memory_ends(self, *, left: int) -> None:
         """The box runs out of memory, or has some again."""
-        self.tight |= tight
-        self.hear(on.MemoryTight(tight))
-        if tight:
+        self.tight |= left < 1 << 62
+        self.hear(on.MemoryLeft(left))
+        if left < 0:
             self.hear(on.RoomFound(("c", "x", "a", "b"), "why not"))
 
     @rule(tenant=TENANTS)

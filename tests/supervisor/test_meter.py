@@ -6,7 +6,7 @@ import pytest
 
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.control import Activity
-from bedsit.supervisor.meter import Meter, read_is_tight
+from bedsit.supervisor.meter import Meter, read_memory_left
 from bedsit.supervisor.policy import Policy
 from bedsit.supervisor.tenancy import Slot, Tenant
 
@@ -265,27 +265,28 @@ def fake_proc(folder: Path, available_kib: int, pressure: str | None = None) -> 
 
 
 @pytest.mark.parametrize(
-    ("available_gib", "reserve_gib", "is_tight"),
-    [(3.0, 0, True), (3.3, 0, False), (9.9, 10, True), (10.0, 10, False), (0.5, 0.25, False)],
+    ("available_gib", "reserve_gib", "left_gib"),
+    [(3.0, 0, -0.2), (3.3, 0, 0.1), (9.9, 10, -0.1), (10.0, 10, 0.0), (0.5, 0.25, 0.25)],
 )
-def test_memory_is_tight_below_the_reserve(
-    tmp_path: Path, available_gib: float, reserve_gib: float, *, is_tight: bool
+def test_memory_is_left_above_the_reserve(
+    tmp_path: Path, available_gib: float, reserve_gib: float, left_gib: float
 ) -> None:
     """A twentieth of the box where its operator did not say."""
     proc = fake_proc(tmp_path, int(available_gib * (1 << 20)))
 
-    assert read_is_tight(int(reserve_gib * GIB), proc) == is_tight
+    assert read_memory_left(int(reserve_gib * GIB), proc) / GIB == pytest.approx(left_gib, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("pressure", "is_tight"), [("0.00", False), ("20.00", False), ("20.01", True), ("100.00", True)]
+    ("pressure", "is_over"), [("0.00", False), ("20.00", False), ("20.01", True), ("100.00", True)]
 )
-def test_memory_is_tight_when_processes_wait_for_it(tmp_path: Path, pressure: str, *, is_tight: bool) -> None:
-    """A fifth of the last ten seconds, though some is left."""
-    assert read_is_tight(0, fake_proc(tmp_path, 32 << 20, pressure)) == is_tight
+def test_no_memory_is_left_when_processes_wait_for_it(tmp_path: Path, pressure: str, *, is_over: bool) -> None:
+    """A fifth of the last ten seconds, whatever the numbers say."""
+    assert (read_memory_left(0, fake_proc(tmp_path, 32 << 20, pressure)) < 0) == is_over
+    assert read_memory_left(0, fake_proc(tmp_path, 1 << 20, pressure)) < -GIB
 
 
 def test_this_kernel_says_how_much_memory_is_left() -> None:
     """More than it has is always too little; one byte is not."""
-    assert read_is_tight(1 << 62)
-    assert isinstance(read_is_tight(1), bool)
+    assert read_memory_left(1 << 62) < 0
+    assert isinstance(read_memory_left(1), int)

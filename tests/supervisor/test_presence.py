@@ -283,6 +283,27 @@ def test_in_a_full_box_who_is_idle_makes_room(new_box: Any) -> None:
     assert [tenant["state"] for tenant in box.call("tenant.list")] == ["parked", "running"]
 
 
+def test_without_memory_who_was_promised_nothing_waits(new_box: Any) -> None:
+    """It has to go when it is idle, and is not brought back; who was promised a slot has it."""
+    box = new_box()
+    box.settings |= {"memory_reserve_bytes": 1 << 60, "residence_s": 0.1}
+    box.start(blank=0)
+    box.start_router()
+    box.wait(lambda: box.pool() == 0)
+    box.tenant("promised", min_slots=1)
+    box.deploy("promised", source=MOODY)
+    box.tenant("vision", min_slots=0)
+    box.deploy("vision", source=MOODY)
+    box.wait_event("tenant.evicted", tenant="vision")
+    box.wait(lambda: not slots(box))
+    with pytest.raises(BedsitError, match=r"deadline\.exceeded"):
+        infer(box, timeout_s=2.0)
+
+    assert infer(box, 0.1, "promised") == pytest.approx(0.1)
+    states = {row["name"]: row["state"] for row in box.call("tenant.list")}
+    assert states == {"promised": "running", "vision": "starting"}
+
+
 # -- deaths -----------------------------------------------------------------------------------------------------------
 
 
