@@ -3,7 +3,7 @@
     __main__ → daemon ─┬→ lifecycle (pure) → instructions → effects ─┬→ slots → zygotes, sandbox.cgroup, .inspect
                        │        ▲                                    ├→ registry, events      (desired state, history)
                        │        └── stimuli ← slots, zygotes,        ├→ publisher → control   (towards the router)
-                       │                      control, timers        └→ timers
+                       │                      control, timers        └→ timers, cores → shares
                        ├→ recovery (once, at start)
                        └→ admin/ (the operator's API)
 

@@ -22,6 +22,7 @@ from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
+from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -227,6 +228,7 @@ class Daemon:
             operations=operations,
             publisher=publisher,
             timers=timers,
+            cores=Cores(registry, slots),
             feed=self.feed,
             feed_next=self._feed_next,
             finish=self._finished.set,

@@ -59,7 +59,7 @@ class Desk:
 
     def publish(self) -> None:
         """Tell the router of a change that the lifecycle does not know of."""
-        self.publisher.publish()
+        self.effects.publish()
 
     async def settle(self) -> None:
         """Wait until the router works by what was published last, if one is connected."""

@@ -4,26 +4,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, assert_never
+from typing import assert_never
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.slot import Assignment, ModelToLoad
-from bedsit.sandbox.cgroup import Limits
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.cores import Cores, limits_of
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
-from bedsit.supervisor.registry import NewTenant, Registry, TenantRow
+from bedsit.supervisor.registry import Registry, TenantRow
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.zygotes import Zygotes
-
-#: A realtime tenant gets so much more of a busy processor than its weight says; one of class batch gets what is left.
-_REALTIME: Final = 10
-_MAX_WEIGHT: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class Effects:
     operations: Operations
     publisher: Publisher
     timers: Timers
+    cores: Cores
     feed: Callable[[on.Stimulus], None]
     feed_next: Callable[[on.Stimulus], None]
     finish: Callable[[], None]
@@ -76,7 +73,7 @@ class Effects:
             case do.Answer(operation, why):
                 self.operations.answer(operation, why)
             case do.Publish():
-                self.publisher.publish()
+                self.publish()
             case do.SetTimer(timer, delay_s):
                 self.timers.set(timer, delay_s)
             case do.StopTimer(timer):
@@ -93,6 +90,11 @@ class Effects:
                 self.finish()
             case _:
                 assert_never(instruction)
+
+    def publish(self) -> None:
+        """Tell the router what is, and weigh the slots that there are against each other."""
+        self.publisher.publish()
+        self.cores.share()
 
     def _assign(self, order: do.AssignSlot) -> None:
         try:
@@ -150,16 +152,3 @@ class Effects:
             self.registry.count_restart(self.registry.tenant(order.tenant).number, order.cause)
         except BedsitError as e:  # a tally is not worth a failure
             get_log().warning("tally.lost", tenant=order.tenant, error=str(e))
-
-
-def limits_of(row: TenantRow | NewTenant) -> Limits:
-    """What one slot of the tenant may use; its class says whose turn it is on a busy processor, too."""
-    return Limits(
-        row.memory_bytes,
-        row.pids,
-        row.cpus,
-        min(_MAX_WEIGHT, row.cpu_weight * (_REALTIME if row.service_class == "realtime" else 1)),
-        cpu_idle=row.cpu_idle or row.service_class == "batch",
-        cores=row.cores,
-        io_bps=row.io_bps,
-    )

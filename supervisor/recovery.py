@@ -35,7 +35,7 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup import CgroupBackend, detect
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause, classify
-from bedsit.supervisor.effects import limits_of
+from bedsit.supervisor.cores import limits_of
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
 from bedsit.supervisor.generations import Generations

@@ -243,6 +243,10 @@ class Registry:
             raise error("tenant.not_found", f"no tenant {name!r}", "list them with: bedsit tenant list")
         return _read_tenant(row)
 
+    def has_promised(self) -> bool:
+        """Whether any tenant has a guaranteed share."""
+        return bool(self._db.execute("SELECT EXISTS (SELECT 1 FROM tenants WHERE min_share > 0)").fetchone()[0])
+
     def add_tenant(self, new: NewTenant, key: NewKey, at: str) -> TenantRow:
         """Create a tenant with its first key. Raises ``tenant.exists``, and ``limit.impossible`` as ``check_share``."""
         check_slots(new)

@@ -15,8 +15,8 @@ from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.admin.rolling import roll
 from bedsit.supervisor.config import TenantDefaults
 from bedsit.supervisor.control import Traffic
+from bedsit.supervisor.cores import limits_of
 from bedsit.supervisor.desk import Desk, now_text, wish_of
-from bedsit.supervisor.effects import limits_of
 from bedsit.supervisor.keys import make_key
 from bedsit.supervisor.operations import Manifests
 from bedsit.supervisor.registry import ADMISSION, LIMITS, PRESENCE, NewTenant, TenantRow
@@ -71,7 +71,7 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
         wanted = replace(old, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE, "profile")))
         limits = limits_of(wanted)
         slots: list[str] = []
-        if _said(request, (*LIMITS, "service_class")):  # the kernel need not hear of what the router does
+        if _said(request, (*LIMITS, "service_class", "min_share")):  # the kernel need not hear of what the router does
             await _check_floor(desk, wanted.memory_bytes)
             desk.room.backend.check(limits)
             slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
@@ -92,9 +92,8 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
             desk.events.add("tenant.changed", f"profile {row.profile}", row.name)
         if any(getattr(row, name) != getattr(old, name) for name in ("profile", *PRESENCE)):
             desk.tell_house(row)
-        if any(getattr(row, name) != getattr(old, name) for name in (*ADMISSION, *PRESENCE)):
-            desk.publish()
-            await desk.settle()
+        desk.publish()
+        await desk.settle()
         return view(desk, row)
 
 

@@ -172,8 +172,9 @@ class Box:
 
     def groups(self) -> list[Path]:
         """Every cgroup of this box, in every hierarchy."""
-        names = [path for path in Path("/sys/fs/cgroup").rglob("bedsit-*") if path.is_dir()]
-        return [path for path in names if path.name == f"bedsit-{self.instance()}"]
+        name = f"bedsit-{self.instance()}"
+        # Unlike rglob, walk takes it that other boxes' groups go while it looks.
+        return [Path(folder) / name for folder, folders, _ in os.walk("/sys/fs/cgroup") if name in folders]
 
     def instance(self) -> str:
         """The name of this state folder."""

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,57 @@ def test_what_was_set_holds_for_the_next_slot_and_the_next_daemon(shared_box: An
     (row,) = shared_box.ps(tenant="vision")
     assert os.sched_getaffinity(row["worker_pid"]) == {0}
     assert (limits(shared_box)["cores"], limits(shared_box)["cpu_idle"], is_held(shared_box)) == ("0", True, True)
+
+
+def find_cpu_groups(box: Any) -> dict[str, Path]:
+    """The group of each tenant's slot that says what it may have of the processors."""
+    return {
+        row["tenant"]: path / row["slot"]
+        for row in box.ps()
+        for path in box.groups()
+        if row["tenant"] and (path / row["slot"] / "cpu.idle").exists()
+    }
+
+
+def weigh(box: Any, tenant: str) -> int:
+    """The weight of a tenant's slot, as the kernel has it; 100 is usual."""
+    group = find_cpu_groups(box)[tenant]
+    if (group / "cpu.weight").exists():
+        return int((group / "cpu.weight").read_text())
+    return round(int((group / "cpu.shares").read_text()) * 100 / 1024)
+
+
+def test_a_guaranteed_part_of_the_processors_is_kept_whoever_comes(shared_box: Any) -> None:
+    """Its slot is as heavy as that takes beside the others that there are; another daemon keeps to it."""
+    for name, share in (("vision", 0.75), ("audio", 0.0)):
+        shared_box.tenant(name, min_share=share)
+        shared_box.deploy(name)
+    assert (weigh(shared_box, "vision"), weigh(shared_box, "audio"), is_held(shared_box)) == (300, 100, True)
+
+    shared_box.tenant("video", service_class="realtime")
+    shared_box.deploy("video")
+    assert [weigh(shared_box, name) for name in ("vision", "audio", "video")] == [3300, 100, 1000]
+
+    shared_box.kill_daemon()
+    shared_box.start()
+    assert (weigh(shared_box, "vision"), is_held(shared_box)) == (3300, True)
+
+    shared_box.call("tenant.delete", name="video")
+    shared_box.wait(lambda: weigh(shared_box, "vision") == 300)
+    shared_box.call("tenant.set", name="vision", min_share=0.0)
+    assert (weigh(shared_box, "vision"), is_held(shared_box)) == (100, True)
+
+
+def test_batch_with_a_guarantee_has_a_weight(shared_box: Any) -> None:
+    """Who lives on what is left may get nothing, which is not what it was promised."""
+    shared_box.tenant(service_class="batch")
+    shared_box.deploy()
+    idle = find_cpu_groups(shared_box)["vision"] / "cpu.idle"
+    assert idle.read_text() == "1\n"
+
+    shared_box.call("tenant.set", name="vision", min_share=0.5)
+
+    assert (idle.read_text(), weigh(shared_box, "vision")) == ("0\n", 100)
 
 
 def test_the_kernels_refusal_names_file_value_and_errno_and_changes_nothing(shared_box: Any) -> None:
