@@ -19,6 +19,9 @@ KEYS = {
     "density": {"tenants", "pss_mib", "mem_available_drop_mib", "per_tenant_mib", "fresh_process_mib"}
     | {"private_mib", "page_tables_mib"},
     "noisy": {"percentile", "attacks"},
+    "classes": {"realtime", "batch"},
+    "restarts": {"daemon_stopped", "daemon_killed", "router_stopped", "router_killed", "zygote_killed"}
+    | {"requests", "errors"},
 }
 
 
