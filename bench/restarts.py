@@ -1,8 +1,8 @@
 """Daemon, router and zygote are restarted under load: ``python -m bench.restarts --json F [--quick]``.
 
 A client of each tenant asks at the pace of a clock, and compares every answer. Every few seconds one process of bedsit
-is ended, by SIGTERM or SIGKILL, and whoever watches over it starts the next one. The p99 of the five seconds around that
-moment is compared with that of the time before them; the gap is the longest that any of those requests took.
+is ended, by SIGTERM or SIGKILL, and whoever watches over it starts the next one. The p99 of the five seconds around
+that moment is compared with that of the time before them; the gap is the longest that any of those requests took.
 """
 
 import os
