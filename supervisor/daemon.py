@@ -49,6 +49,7 @@ from bedsit.supervisor.registry import Registry
 from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.tenancy import Limits
+from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.units import UnitStarter, is_unit
@@ -174,6 +175,7 @@ class Daemon:
         undo.callback(events.close)
         artifacts = Artifacts(folders.artifacts)
         artifacts.collect(registry.digests())
+        keep_logs(folders.logs, {row.name for row in registry.tenants()})
         units = is_unit(os.environ)
         backend = await find_backend(folders, registry.instance, units=units)
         house = House(
