@@ -20,6 +20,7 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.atomic import remove_unfinished
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.desk import Desk, now_text, wish_of
@@ -169,6 +170,8 @@ class Daemon:
         undo.callback(os.close, lock_run(folders))
         undo.callback(os.close, lock_uids(config.uid_base))
         make_folders(folders, router_uid, router_gid)
+        for folder in (folders.run, folders.records, folders.zygotes):
+            remove_unfinished(folder)
         registry = Registry(folders.database)
         undo.callback(registry.close)
         events = Events(folders.database, config.events_kept, now_text)
