@@ -142,8 +142,11 @@ class Mortal:
 
 @pytest.fixture(scope="module")
 def module_box(make_module_box: Callable[..., Any]) -> Any:
-    """The box of this file's tests; its router and its zygote live as long as they."""
-    return make_module_box(pool_size=2)
+    """The box of this file's tests; its router and its zygote live as long as they.
+
+    Whoever waits for a slot to drain that the router does not know of waits longer than these tests do.
+    """
+    return make_module_box(pool_size=2, drain_timeout_s=60.0)
 
 
 @pytest.fixture(scope="module")

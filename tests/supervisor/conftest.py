@@ -172,8 +172,7 @@ class Box:
 
     def groups(self) -> list[Path]:
         """Every cgroup of this box, in every hierarchy."""
-        names = [path for path in Path("/sys/fs/cgroup").rglob("bedsit-*") if path.is_dir()]
-        return [path for path in names if path.name == f"bedsit-{self.instance()}"]
+        return [path for path in Path("/sys/fs/cgroup").rglob(f"bedsit-{self.instance()}") if path.is_dir()]
 
     def instance(self) -> str:
         """The name of this state folder."""
