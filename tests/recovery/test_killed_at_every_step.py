@@ -116,12 +116,12 @@ class Mortal:
             self.box.call("tenant.delete", name=name)
         self.settle()
 
-    def renew(self, name: str = NAME) -> None:
-        """A tenant without models."""
+    def renew(self, name: str = NAME, slots: int = 1) -> None:
+        """A tenant without models, which keeps so many slots once it has some."""
         wish = read_wishes(self.box).get(name)
         if wish is None or wish.versions:
             self.forget(name)
-            self.box.tenant(name)
+            self.box.tenant(name, min_slots=slots, max_slots=slots)
         self.settle()
 
     def deploy(self, name: str = NAME) -> Any:
@@ -176,12 +176,12 @@ def test_tenant_create(mortal: Mortal) -> None:
 
 
 def test_model_deploy(mortal: Mortal) -> None:
-    """The model is there and answers, or nothing is left of it; if that was said, it is there."""
+    """The model is there and answers in two slots, or nothing is left of it; if that was said, it is there."""
 
     def check(answer: Any) -> None:
         assert read_wishes(mortal.box)[NAME].versions in ([[(1, 1)]] if answer else [[], [(1, 1)]])
 
-    mortal.die_at_each(mortal.renew, mortal.deploy, check)
+    mortal.die_at_each(lambda: mortal.renew(slots=2), mortal.deploy, check)
 
 
 def test_model_deploy_of_a_second_version(mortal: Mortal) -> None:
