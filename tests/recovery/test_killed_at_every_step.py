@@ -5,6 +5,9 @@ itself there. What a caller was told is so afterwards, and what it was not told 
 """
 
 import contextlib
+import os
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -25,7 +28,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 PROGRAM = Path(__file__).parents[1] / "support" / "tests_support" / "dying_daemon.py"
 #: How long a box may take until it is what it should be, and a daemon until it comes to a step.
 SETTLED_S = 15.0
-STEP_S = 2.0
+STEP_S = 6.0
 #: What happens at the same time has no order, and the router may be told of two changes at once: not every step comes.
 TRIES = 3
 NAME = "vision"
@@ -87,10 +90,14 @@ class Mortal:
         act: Callable[[], Any],
         check: Callable[[Any], None],
         meanwhile: Callable[[], None] = lambda: None,
+        only: str = "",
     ) -> None:
-        """Die at every step of *act*; *check* sees what was answered. *meanwhile* is done while no daemon runs."""
+        """Die at every step of *act*; *check* sees what was answered. *meanwhile* is done while no daemon runs.
+
+        *only* is a pattern of those steps that other tests do not have.
+        """
         prepare()
-        steps = self.learn(act)
+        steps = [step for step in self.learn(act) if re.search(only, step)]
         assert steps
         for step in steps:
             try:
@@ -257,3 +264,19 @@ def test_recovery(mortal: Mortal) -> None:
         for stranger in strangers:
             stranger.kill()
             stranger.wait()
+
+
+def test_start_of_a_zygote(mortal: Mortal) -> None:
+    """One zygote is left, whatever became of the one that a killed daemon was starting."""
+    box = mortal.box
+
+    def prepare() -> None:
+        mortal.settle()
+        zygote = box.call("status")["zygote"]["pid"]
+        box.kill_daemon()
+        os.kill(zygote, signal.SIGKILL)
+
+    def launch() -> None:
+        box.daemon = box.launch()
+
+    mortal.die_at_each(prepare, launch, lambda _: None, only="zygote|posix_spawn")

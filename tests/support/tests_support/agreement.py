@@ -104,6 +104,7 @@ def say_what_should_be(box: Any, wishes: dict[str, Wish], rows: list[dict[str, A
         "state folder": _STATE,
         "router": box.router.pid,
         "zygotes": 1,
+        "sockets of zygotes": 1,
         "mounts": [],
     }
 
@@ -133,7 +134,8 @@ def see_what_is(box: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "run folder": {*_list(box.run)},
         "state folder": {*_list(box.state)},
         "router": status["router"]["pid"],
-        "zygotes": len([*(box.run / "zygotes").glob("*.sock")]),
+        "zygotes": sum(_says_to(process, box.run / "zygotes") for process in Path("/proc").glob("[0-9]*")),
+        "sockets of zygotes": len([*(box.run / "zygotes").glob("*.sock")]),
         "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(box.root) in line],
     }
 
@@ -161,6 +163,14 @@ def _read_view(tenant: snapshot.TenantView) -> tuple[str, set[str], dict[str, in
     defaults = {model.name: model.default for model in tenant.models}
     versions = sorted((model.number, version.version) for model in tenant.models for version in model.versions)
     return tenant.state, {key.id for key in tenant.keys}, defaults, versions
+
+
+def _says_to(process: Path, folder: Path) -> bool:
+    """Whether what a process says goes to a file in *folder*."""
+    try:
+        return (process / "fd" / "1").readlink().parent == folder
+    except OSError:
+        return False
 
 
 def _list(folder: Path) -> list[str]:

@@ -22,11 +22,12 @@ from typing import Any
 
 _WRITES = os.O_CREAT | os.O_TRUNC
 _PATHS = {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.posix_spawn"}
-#: What is another one in each run: slots, temporary names, digests, where the box and its groups are.
+#: What is another one in each run: slots, generations, temporary names, digests, where the box and its groups are.
 _CHANGING = (
     (re.compile(r"\bs[0-9a-f]{8}\b"), "SLOT"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "DIGEST"),
     (re.compile(r"\.upload-\w+"), ".upload"),
+    (re.compile(r"zygotes/(\.?)\d+"), r"zygotes/\1N"),
     (re.compile(r"/sys/fs/cgroup/(\w+)/.*?bedsit-\w+"), r"\1"),
     (re.compile(r"/tmp/bedsit-\w+/"), ""),
 )
