@@ -20,6 +20,7 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.atomic import remove_unfinished
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
@@ -50,6 +51,7 @@ from bedsit.supervisor.registry import Registry
 from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.tenancy import Limits
+from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.units import UnitStarter, is_unit
@@ -169,12 +171,15 @@ class Daemon:
         undo.callback(os.close, lock_run(folders))
         undo.callback(os.close, lock_uids(config.uid_base))
         make_folders(folders, router_uid, router_gid)
+        for folder in (folders.run, folders.records, folders.zygotes):
+            remove_unfinished(folder)
         registry = Registry(folders.database)
         undo.callback(registry.close)
         events = Events(folders.database, config.events_kept, now_text)
         undo.callback(events.close)
         artifacts = Artifacts(folders.artifacts)
         artifacts.collect(registry.digests())
+        keep_logs(folders.logs, {row.name for row in registry.tenants()})
         units = is_unit(os.environ)
         backend = await find_backend(folders, registry.instance, units=units)
         house = House(
