@@ -123,9 +123,10 @@ class Door:
             # The answer may still come; hang up, so that it is never taken for something else.
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
-            raise error("router.unavailable", f"the router does not answer: {e.strerror or e}") from None
+            what = f"the router does not answer: {e.strerror or e}"
+            raise error("router.unavailable", what, restarting=isinstance(e, ConnectionError)) from None
         if answer is None:
-            raise error("router.unavailable", "the router closed the session", "it may be restarting; try again")
+            raise error("router.unavailable", "the router closed the session", "try again", restarting=True)
         if "error" in answer:
             close_all(fds)
             raise error_from_wire(answer["error"])
