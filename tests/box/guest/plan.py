@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Final
 
-from tests.box.guest import doors, install, jail, killed, leaving, limits, serving
+from tests.box.guest import doors, ground, hung, install, jail, killed, leaving, limits, serving, upgrade
 from tests.box.guest.check import CHECKS
 
 #: The jail's tests have the machine to themselves: before there is a bedsit whose slots come and go.
-_CHAPTERS: Final = (install, jail, serving, killed, doors, limits, leaving)
+_CHAPTERS: Final = (install, jail, serving, killed, doors, hung, ground, limits, upgrade, leaving)
 NAMES: Final = tuple(
     name for chapter in _CHAPTERS for name, check in CHECKS.items() if check.run.__module__ == chapter.__name__
 )
