@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def _stop(unit: str) -> None:
     assert not main_pid(unit)
 
 
-def _time(call: object) -> float:
+def _time(call: Callable[[], object]) -> float:
     began = time.monotonic()
     call()
     return time.monotonic() - began

@@ -35,7 +35,8 @@ def upgrade_takes_over() -> str:
 def upgrade_replaces() -> str:
     """A new daemon that does not know the slots ends them: the tenant's requests wait for its new one."""
     before = _worker()
-    with Load() as load:
+    # The next slot needs the next zygote, and that takes an emulated processor most of a minute.
+    with Load(timeout_s=120) as load:
         _install("0.2.0", [_SNAPSHOT, _RECORD])
         code, verdicts = _ask_what_will_happen()
         assert (code, verdicts[TENANT]) == (1, {"ended"}), verdicts
