@@ -90,17 +90,3 @@ def zygote_killed() -> str:
     assert (group / "memory.max").read_text() != "max\n"
     assert Path(f"/proc/{worker}").exists()
     return f"generation {after['generation']}, {answered} requests"
-
-
-@check("tenant", within_s=150)
-def all_killed() -> str:
-    """kill -9 of daemon, router and zygote in one moment: the tenant's worker answers through all of it."""
-    worker, before = _worker(), ask("status")["zygote"]["generation"]
-    units = ("bedsitd.service", "bedsit-router.service", f"bedsit-zygote@{before}.service")
-    with Load() as load:
-        for pid in [main_pid(unit) for unit in units]:
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: is_full() and (ask("status")["zygote"]["generation"] or 0) > before, "all is up again", 140)
-        answered = load.answered
-    assert _worker() == worker, "the worker is another one"
-    return f"{answered} requests"

@@ -1,4 +1,4 @@
-"""What hangs is noticed by systemd and replaced while a client asks: no request fails, and no worker is lost."""
+"""Daemon, router and zygote are struck in one moment while a client asks: no request fails, and no worker is lost."""
 
 import os
 import signal
@@ -15,23 +15,32 @@ _UNITS = ("bedsitd.service", "bedsit-router.service")
 
 
 @check("tenant")
-def hung() -> str:
-    """A daemon, then a router, that is stopped (SIGSTOP) is ended by its watchdog, and the next one takes over."""
+def all_hung() -> str:
+    """A daemon and a router that are stopped (SIGSTOP) are ended by their watchdogs, and the next ones take over."""
+    with _impatient():
+        return _strike(signal.SIGSTOP, _UNITS)
+
+
+@check("tenant")
+def all_killed() -> str:
+    """kill -9: the next daemon adopts the slots of a zygote that is dead."""
+    zygote = wait_until(lambda: ask("status")["zygote"]["generation"], "the zygote is up")
+    return _strike(signal.SIGKILL, (*_UNITS, f"bedsit-zygote@{zygote}.service"))
+
+
+def _strike(number: int, units: tuple[str, ...]) -> str:
+    """Send all of them a signal; daemon and router are replaced, and what is served stays where it is."""
     worker = ask("tenant.show", name=TENANT)["worker_pid"]
-    with _impatient(), Load() as load:
-        for unit in _UNITS:
-            _stop(unit)
-            wait_until(is_full, "all is up again")
+    with Load() as load:
+        struck = [main_pid(unit) for unit in units]
+        for pid in struck:
+            os.kill(pid, number)
+        for unit, pid in zip(_UNITS, struck, strict=False):
+            wait_until(lambda unit=unit, pid=pid: main_pid(unit) not in (0, pid), f"{unit} has another process")
+        wait_until(is_full, "all is up again")
         answered = load.answered
     assert ask("tenant.show", name=TENANT)["worker_pid"] == worker, "the worker is another one"
     return f"{answered} requests"
-
-
-def _stop(unit: str) -> None:
-    """And wait until another process is there instead."""
-    before = main_pid(unit)
-    os.kill(before, signal.SIGSTOP)
-    wait_until(lambda: main_pid(unit) not in (0, before), f"{unit} has another process")
 
 
 @contextmanager
