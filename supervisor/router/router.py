@@ -80,9 +80,13 @@ class Router:
 
     # --- what the daemon says --------------------------------------------------------------------------------------
 
-    def apply(self, snapshot: Snapshot) -> None:
-        """Make the router agree with the snapshot. Older ones than the last of the same instance are ignored."""
-        if snapshot.instance == self.instance and snapshot.serial <= self.serial:
+    def apply(self, snapshot: Snapshot, *, anew: bool = False) -> None:
+        """Make the router agree with the snapshot. Older ones than the last of the same instance are ignored.
+
+        *anew*: it is what a daemon begins with, which is right whatever it counts from. One that has lost its count
+        takes the clock's, and that may have been set back.
+        """
+        if not anew and snapshot.instance == self.instance and snapshot.serial <= self.serial:
             return
         is_first = self.serial < 0
         self.serial, self.instance = snapshot.serial, snapshot.instance

@@ -178,6 +178,20 @@ def test_nobody_is_let_in_before_anybody_is_known(plane: Any) -> None:
         assert answer.result()["y"].tolist() == [1.0]
 
 
+def test_a_daemon_that_counts_from_below_is_heard(plane: Any) -> None:
+    """It has lost its last snapshot, and the clock that it counts from was set back: what it says is right anyway."""
+    plane.add_slot("acme")
+    plane.leave(for_good=True)
+    plane.restart_counting(plane.instance)
+    plane.come_back()
+    with Client("acme", run_dir=str(plane.run_dir)) as client:
+        client.infer("gate", ONE)
+        plane.change("acme", state="stopped")
+        with pytest.raises(BedsitError) as caught:
+            client.infer("gate", ONE)
+        assert caught.value.code == "tenant.stopped"
+
+
 def test_a_door_at_another_place_is_a_mistake(plane: Any) -> None:
     """Said by exit status 78, after which systemd does not try again; who waits is turned away."""
     with Holder("door", plane.run_dir / "elsewhere", socket.SOCK_SEQPACKET) as holder:
