@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Final
 
 import bedsit
 from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.notify import Notifier
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
@@ -41,7 +43,6 @@ from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.meter import Look
-from bedsit.supervisor.notify import Notifier
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.records import Records
@@ -54,7 +55,7 @@ from bedsit.supervisor.tenancy import Limits
 from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
-from bedsit.supervisor.units import UnitStarter, is_unit
+from bedsit.supervisor.units import ADMIN_SOCKET, UnitStarter, call_systemctl, is_unit
 from bedsit.supervisor.zygotes import Zygotes
 
 _DOWN_S: Final = 30.0
@@ -63,8 +64,10 @@ _DOWN_S: Final = 30.0
 class Daemon:
     """One run of bedsitd. ``run`` returns when it was told to leave, or raises what kept it from working."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, held: socket.socket | None = None) -> None:
+        """*held*: the listener of the admin socket, where systemd holds it."""
         self._config = config
+        self._held = held
         self._inbox: deque[on.Stimulus] = deque()
         self._busy = False
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[bool]]] = []
@@ -84,7 +87,7 @@ class Daemon:
             desk = self._desk = await self._assemble(undo)
             notifier.tell("STATUS=looking for the slots of an earlier daemon")
             await self._recover(desk)
-            server = AdminServer(desk, find_admin_gid(self._config))
+            server = AdminServer(desk, find_admin_gid(self._config), self._held)
             await server.open()
             undo.push_async_callback(server.close)
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
@@ -140,7 +143,10 @@ class Daemon:
             self._waiters.remove(waiter)
 
     async def down(self, progress: Callable[[str, float | None], None]) -> None:
-        """End every slot, the zygote and the router; remove our groups, sockets and records."""
+        """End every slot, the zygote and the router; remove our groups, sockets and records.
+
+        A socket that systemd holds goes too: with it the next question would start everything again.
+        """
         desk, run = self._desk, self._desk.folders.run
         phases = _Phases(progress)
         phases.begin("end slots")
@@ -150,6 +156,7 @@ class Daemon:
         phases.begin("end zygote")
         await desk.zygotes.close(stop=True)
         phases.begin("end router")
+        desk.folders.snapshot.unlink(missing_ok=True)  # first: systemd starts the next router at once
         desk.control.shut_down_router()
         await desk.control.wait_gone(_DOWN_S)
         phases.begin("clean up")
@@ -157,8 +164,10 @@ class Daemon:
         # Under systemd the next router may be up already, and its folder is its unit's.
         for name in ("slots", "inits", "records", "zygotes", *([] if is_unit(os.environ) else ["router"])):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("places.json", "snapshot.msgpack"):
-            (run / name).unlink(missing_ok=True)
+        (run / "places.json").unlink(missing_ok=True)
+        if self._held is not None:
+            phases.begin("let go of the admin socket")
+            await call_systemctl("stop", ADMIN_SOCKET)
         phases.end()
 
     async def _assemble(self, undo: AsyncExitStack) -> Desk:
