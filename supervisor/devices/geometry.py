@@ -30,7 +30,7 @@ class Placed:
 
     def __str__(self) -> str:
         last = self.start + self.size - 1
-        return f"{self.profile} in slot {self.start}" + (f" to {last}" if last > self.start else "")
+        return f"{self.profile} in slot{f's {self.start} to {last}' if last > self.start else f' {self.start}'}"
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def test_a_plan_refuses_what_occupied_instances_leave_no_room_for() -> None:
 
     assert (made.keep, made.create, made.refuse) == ((Placed(0, 4, "3g.40gb"),), (), ("4g.40gb",))
     assert made.why is not None
-    assert made.why.words.endswith("no such place is left beside 3g.40gb in slot 0 to 3")
+    assert made.why.words.endswith("no such place is left beside 3g.40gb in slots 0 to 3")
 
 
 @given(geometries(most=0))

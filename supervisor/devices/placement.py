@@ -1,0 +1,115 @@
+"""Who sits where: of the seats that there are, the one that leaves most for others (`score.py`). Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bedsit.supervisor.devices.box import Box, Seat
+from bedsit.supervisor.devices.request import Request
+from bedsit.supervisor.devices.rules import USUAL, Rules
+from bedsit.supervisor.devices.score import Mix, Score, suppose_mix
+from bedsit.supervisor.devices.seats import Reason, find_seats
+
+#: Seats that are tried at most for tenants that come together: some seconds.
+_MOST_STEPS: Final = 2000
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A *seat*; what it *costs* beside others, of how many it is one, and why not elsewhere."""
+
+    seat: Seat
+    cost: float
+    choices: int
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """No seat, for these reasons."""
+
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True)
+class Together:
+    """The *seats* of many, by tenant. *is_most*: it is proven that no other way seats more of them.
+
+    Nothing is proven of requests that name other tenants: what these mean depends on who comes first.
+    """
+
+    seats: Mapping[str, Seat]
+    is_most: bool
+
+
+def place(box: Box, tenant: str, request: Request, rules: Rules = USUAL, mix: Mix | None = None) -> Placement | Refusal:
+    """The best seat for *tenant*; *mix* is what is usually asked for of this box (None: what its cards could be)."""
+    found = find_seats(box, tenant, request, rules)
+    if not found.seats:
+        return Refusal(found.reasons)
+    cost, seat = _rank(box, request, found.seats, rules, mix)[0]
+    return Placement(seat, cost, len(found.seats), found.reasons)
+
+
+def place_all(box: Box, asks: Mapping[str, Request], rules: Rules = USUAL, mix: Mix | None = None) -> Together:
+    """Seats for as many as possible of tenants that come together, as when a box starts.
+
+    The largest first, each where it costs least; where that leaves somebody out, other ways are searched, to a bound.
+    """
+    best: dict[str, Seat] = {}
+    steps = _MOST_STEPS
+    usual = suppose_mix(box) if mix is None else mix
+
+    def search(box: Box, left: Sequence[str], seats: dict[str, Seat]) -> None:
+        nonlocal best, steps
+        if len(seats) > len(best):
+            best = seats
+        if len(seats) + len(left) <= len(best) or steps <= 0:
+            return
+        steps -= 1
+        tenant, *others = left
+        request = asks[tenant]
+        for seat in _tell_apart(box, request, find_seats(box, tenant, request, rules).seats, rules, usual):
+            search(box.seat(tenant, request, seat), others, {**seats, tenant: seat})
+        search(box, others, seats)
+
+    search(box, sorted(asks, key=lambda tenant: (-_size(box, asks[tenant]), tenant)), {})
+    is_plain = not any(request.near or request.apart for request in asks.values())
+    return Together(best, is_most=len(best) == len(asks) or (steps > 0 and is_plain))
+
+
+def _rank(
+    box: Box, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix | None
+) -> Sequence[tuple[float, Seat]]:
+    """The seats with what each costs, the best first."""
+    if request.kind == "cpu":
+        free = {f"node{index}": len(cores) for index, cores in enumerate(box.free_cores)}
+        sign = 1 if rules.order == "pack" else -1
+        return [(0.0, seat) for seat in sorted(seats, key=lambda seat: sign * sum(free[name] for name in seat.devices))]
+    score = Score(box, request, rules, suppose_mix(box) if mix is None else mix)
+    rated = sorted(((score.rate(seat), index) for index, seat in enumerate(seats)))
+    return [(rate[1], seats[index]) for rate, index in rated]
+
+
+def _tell_apart(box: Box, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix) -> Iterator[Seat]:
+    """Of seats that differ only in which of several empty GPUs they are on the first one, the best seats first."""
+    uses = {use.card.name: use for use in box.uses}
+    seen = set()
+    for _, seat in _rank(box, request, seats, rules, mix):
+        use = uses.get(seat.devices[0])
+        card = replace(use.card, name="") if use and not use.residents else seat.devices
+        if (card, seat.placed) not in seen:
+            seen.add((card, seat.placed))
+            yield seat
+
+
+def _size(box: Box, request: Request) -> float:
+    """How much of a GPU a request takes, about."""
+    if request.kind == "mig":
+        profiles = (card.table.find(request.profile) for card in box.cards if card.table is not None)
+        return max((profile.size / 8 for profile in profiles if profile), default=0.0)
+    return {
+        "exclusive": 2.0,
+        "timeslice": request.share_milli / 1000,
+        "cpu": -1.0 / request.cores if request.cores else 0,
+    }[request.kind]
