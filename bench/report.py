@@ -18,10 +18,11 @@ ROOT = Path(__file__).parent.parent
 Measure = Callable[[bool], dict[str, Any]]
 
 
-def run(name: str, measure: Measure, show: Callable[[Mapping[str, Any]], None]) -> NoReturn:
+def run(name: str, measure: Measure, show: Callable[[Mapping[str, Any]], None], *, needs_box: bool = True) -> NoReturn:
     """Read ``--json FILE`` and ``--quick``, measure, print, write; exits 0 when it measured and 1 when it could not.
 
-    *measure* takes whether to be quick and gives the report's own keys, ``walls`` among them.
+    *measure* takes whether to be quick and gives the report's own keys, ``walls`` among them where it *needs_box*, a
+    running bedsit.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
@@ -30,14 +31,15 @@ def run(name: str, measure: Measure, show: Callable[[Mapping[str, Any]], None]) 
     _begin_without_threads(name)
     began = time.monotonic()
     try:
-        if os.geteuid() != 0:
+        if needs_box and os.geteuid() != 0:
             raise PermissionError("a benchmark starts a bedsit, and that needs root")
         report = {**_describe(name, quick=options.quick), **measure(options.quick)}
     except (RuntimeError, OSError, bedsit.BedsitError) as e:
         print(f"{name}: not measured: {e}", file=sys.stderr)
         sys.exit(1)
     show(report)
-    print(f"walls: {_count_walls(report['walls'])}; {time.monotonic() - began:.0f} s")
+    walls = f"walls: {_count_walls(report['walls'])}; " if needs_box else ""
+    print(f"{walls}{time.monotonic() - began:.0f} s")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -31,7 +31,7 @@ class Card:
 
     def is_model(self, words: str) -> bool:
         """Whether all of *words* are in its name, as words: ``H200`` is in ``NVIDIA H200 NVL``, not in ``GH200``."""
-        return set(_words(words)) <= set(_words(self.model))
+        return not words or set(_words(words)) <= set(_words(self.model))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from bedsit.supervisor.devices.rules import USUAL, Rules
 from bedsit.supervisor.devices.score import Mix, Score, suppose_mix
 from bedsit.supervisor.devices.seats import Reason, find_seats
 
-#: Seats that are tried at most for tenants that come together: some seconds.
-_MOST_STEPS: Final = 2000
+#: Seats that are tried at most for tenants that come together: a second, about.
+_MOST_STEPS: Final = 500
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,30 @@ def place(box: Box, tenant: str, request: Request, rules: Rules = USUAL, mix: Mi
 def place_all(box: Box, asks: Mapping[str, Request], rules: Rules = USUAL, mix: Mix | None = None) -> Together:
     """Seats for as many as possible of tenants that come together, as when a box starts.
 
-    The largest first, each where it costs least; where that leaves somebody out, other ways are searched, to a bound.
+    The largest first, each where it costs least. Where that leaves somebody out, other ways are searched, to a bound;
+    of those that seat as many the one that leaves most for others.
     """
-    best: dict[str, Seat] = {}
+    best, best_cost = dict[str, Seat](), 0.0
     steps = _MOST_STEPS
     usual = suppose_mix(box) if mix is None else mix
 
-    def search(box: Box, left: Sequence[str], seats: dict[str, Seat]) -> None:
-        nonlocal best, steps
-        if len(seats) > len(best):
-            best = seats
-        if len(seats) + len(left) <= len(best) or steps <= 0:
+    def search(box: Box, left: Sequence[str], seats: dict[str, Seat], cost: float) -> None:
+        nonlocal best, best_cost, steps
+        if (len(seats), -cost) > (len(best), -best_cost):
+            best, best_cost = seats, cost
+        if not left or len(best) == len(asks) or steps <= 0:
+            return
+        if (len(seats) + len(left), -cost) <= (len(best), -best_cost):
             return
         steps -= 1
         tenant, *others = left
         request = asks[tenant]
-        for seat in _tell_apart(box, request, find_seats(box, tenant, request, rules).seats, rules, usual):
-            search(box.seat(tenant, request, seat), others, {**seats, tenant: seat})
-        search(box, others, seats)
+        found = find_seats(box, tenant, request, rules).seats
+        for more, seat in _tell_apart(box, request, found, rules, usual):
+            search(box.seat(tenant, request, seat), others, {**seats, tenant: seat}, cost + more)
+        search(box, others, seats, cost)
 
-    search(box, sorted(asks, key=lambda tenant: (-_size(box, asks[tenant]), tenant)), {})
+    search(box, sorted(asks, key=lambda tenant: (-_size(box, asks[tenant]), tenant)), {}, 0.0)
     is_plain = not any(request.near or request.apart for request in asks.values())
     return Together(best, is_most=len(best) == len(asks) or (steps > 0 and is_plain))
 
@@ -91,16 +95,18 @@ def _rank(
     return [(rate[1], seats[index]) for rate, index in rated]
 
 
-def _tell_apart(box: Box, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix) -> Iterator[Seat]:
-    """Of seats that differ only in which of several empty GPUs they are on the first one, the best seats first."""
+def _tell_apart(
+    box: Box, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix
+) -> Iterator[tuple[float, Seat]]:
+    """Seats with their costs, the best first; of those that differ only in which empty GPU they are on, one."""
     uses = {use.card.name: use for use in box.uses}
     seen = set()
-    for _, seat in _rank(box, request, seats, rules, mix):
+    for cost, seat in _rank(box, request, seats, rules, mix):
         use = uses.get(seat.devices[0])
         card = replace(use.card, name="") if use and not use.residents else seat.devices
         if (card, seat.placed) not in seen:
             seen.add((card, seat.placed))
-            yield seat
+            yield cost, seat
 
 
 def _size(box: Box, request: Request) -> float:

@@ -56,7 +56,7 @@ class Request:
     @property
     def shape(self) -> "Request":
         """The same wish without whom it is about: what others may ask for as well."""
-        return replace(self, near=frozenset(), apart=frozenset())
+        return replace(self, near=frozenset(), apart=frozenset()) if self.near or self.apart else self
 
 
 def parse_request(
