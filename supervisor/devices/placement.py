@@ -12,6 +12,8 @@ from bedsit.supervisor.devices.seats import Reason, find_seats
 
 #: Seats that are tried at most for tenants that come together: a second, about.
 _MOST_STEPS: Final = 500
+#: Of more tenants than this nothing is searched: they are placed one after the other.
+_MOST_TOGETHER: Final = 100
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ def place(box: Box, tenant: str, request: Request, rules: Rules = USUAL, mix: Mi
 def place_all(box: Box, asks: Mapping[str, Request], rules: Rules = USUAL, mix: Mix | None = None) -> Together:
     """Seats for as many as possible of tenants that come together, as when a box starts.
 
-    The largest first, each where it costs least. Where that leaves somebody out, other ways are searched, to a bound;
-    of those that seat as many the one that leaves most for others.
+    The largest first, else the smallest first, each where it costs least. Where that leaves somebody out, other ways
+    are searched, to a bound; of those that seat as many the one that leaves most for others.
     """
-    best, best_cost = dict[str, Seat](), 0.0
-    steps = _MOST_STEPS
+    order = sorted(asks, key=lambda tenant: (-_size(box, asks[tenant]), tenant))
     usual = suppose_mix(box) if mix is None else mix
+    tried = [_place_each(box, {tenant: asks[tenant] for tenant in way}, rules, usual) for way in (order, order[::-1])]
+    best, best_cost = max(tried, key=lambda each: (len(each[0]), -each[1]))
+    steps = _MOST_STEPS if len(asks) <= _MOST_TOGETHER else 0
 
     def search(box: Box, left: Sequence[str], seats: dict[str, Seat], cost: float) -> None:
         nonlocal best, best_cost, steps
@@ -77,9 +81,22 @@ def place_all(box: Box, asks: Mapping[str, Request], rules: Rules = USUAL, mix: 
             search(box.seat(tenant, request, seat), others, {**seats, tenant: seat}, cost + more)
         search(box, others, seats, cost)
 
-    search(box, sorted(asks, key=lambda tenant: (-_size(box, asks[tenant]), tenant)), {}, 0.0)
+    search(box, order, {}, 0.0)
     is_plain = not any(request.near or request.apart for request in asks.values())
     return Together(best, is_most=len(best) == len(asks) or (steps > 0 and is_plain))
+
+
+def _place_each(box: Box, asks: Mapping[str, Request], rules: Rules, mix: Mix) -> tuple[dict[str, Seat], float]:
+    """Seats of those who have one, each placed after the one before, and what they cost."""
+    seats: dict[str, Seat] = {}
+    cost = 0.0
+    for tenant, request in asks.items():
+        placed = place(box, tenant, request, rules, mix)
+        if isinstance(placed, Placement):
+            seats[tenant] = placed.seat
+            cost += placed.cost
+            box = box.seat(tenant, request, placed.seat)
+    return seats, cost
 
 
 def _rank(
@@ -112,8 +129,9 @@ def _tell_apart(
 def _size(box: Box, request: Request) -> float:
     """How much of a GPU a request takes, about."""
     if request.kind == "mig":
-        profiles = (card.table.find(request.profile) for card in box.cards if card.table is not None)
-        return max((profile.size / 8 for profile in profiles if profile), default=0.0)
+        tables = [card.table for card in box.cards if card.table is not None]
+        sizes = (p.size / table.slots for table in tables for p in table.profiles if p.name == request.profile)
+        return max(sizes, default=0.0)
     return {
         "exclusive": 2.0,
         "timeslice": request.share_milli / 1000,

@@ -111,6 +111,18 @@ def test_a_declared_geometry_is_found_whatever_the_order() -> None:
         assert len(together.seats) == 3
 
 
+def test_a_crowd_is_placed_one_after_the_other() -> None:
+    """Without a search that would not end; nothing is claimed of those who are left out."""
+    box = Box(tuple(cut(f"gpu{index}") for index in range(8)), (tuple(range(300)),))
+    crowd = {f"t{index}": ask("cpu:1") for index in range(290)} | {
+        f"m{index}": ask("mig:1g.10gb") for index in range(60)
+    }
+    together = place_all(box, crowd)
+
+    assert len(together.seats) == 290 + 56
+    assert not together.is_most
+
+
 def test_an_instance_goes_where_it_takes_least_from_others() -> None:
     """A small one leaves the half whole in which the largest must begin; the second joins it."""
     box = Box((cut("gpu0"), cut("gpu1")))
