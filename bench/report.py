@@ -23,11 +23,13 @@ def run(
     measure: Measure,
     show: Callable[[Mapping[str, Any]], None],
     add_options: Callable[[argparse.ArgumentParser], None] = lambda _parser: None,
+    *,
+    needs_box: bool = True,
 ) -> NoReturn:
     """Read ``--json FILE`` and ``--quick``, measure, print, write; exits 0 when it measured and 1 when it could not.
 
     *measure* takes whether to be quick, and by name the values of the options that *add_options* adds; it gives the
-    report's own keys, ``walls`` among them.
+    report's own keys, ``walls`` among them where it *needs_box*, a running bedsit.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", allow_abbrev=False)
     add_options(parser)
@@ -38,14 +40,15 @@ def run(
     _begin_without_threads(name)
     began = time.monotonic()
     try:
-        if os.geteuid() != 0:
+        if needs_box and os.geteuid() != 0:
             raise PermissionError("a benchmark starts a bedsit, and that needs root")
         report = {**_describe(name, quick=quick), **measure(quick, **options)}
     except (RuntimeError, OSError, bedsit.BedsitError) as e:
         print(f"{name}: not measured: {e}", file=sys.stderr)
         sys.exit(1)
     show(report)
-    print(f"walls: {_count_walls(report['walls'])}; {time.monotonic() - began:.0f} s")
+    walls = f"walls: {_count_walls(report['walls'])}; " if needs_box else ""
+    print(f"{walls}{time.monotonic() - began:.0f} s")
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Recorded arrivals: lines of ``second tenant milliseconds``, the processor time that the request needs."""
+"""Recorded arrivals of requests: lines of ``second tenant milliseconds``, the processor time that each needs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

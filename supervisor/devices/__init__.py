@@ -1,0 +1,1 @@
+"""What compute is handed out in: GPUs, parts of them, and cores."""

@@ -1,0 +1,50 @@
+"""Why a tenant sits where it does, or why it has no seat and what would give it one, for people. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bedsit.supervisor.devices.box import Box, Seat
+from bedsit.supervisor.devices.changes import Change, find_changes
+from bedsit.supervisor.devices.placement import Refusal, place
+from bedsit.supervisor.devices.request import Request
+from bedsit.supervisor.devices.rules import USUAL, Rules
+from bedsit.supervisor.devices.score import Mix
+from bedsit.supervisor.devices.seats import Reason
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The *seat*, or None and the *changes* of which each is enough; *reasons* against devices; all as one sentence."""
+
+    seat: Seat | None
+    reasons: tuple[Reason, ...]
+    changes: tuple[Change, ...]
+    sentence: str
+
+
+def explain(box: Box, tenant: str, request: Request, rules: Rules = USUAL, mix: Mix | None = None) -> Explanation:
+    """What `place` decides, and why."""
+    placed = place(box, tenant, request, rules, mix)
+    against = "; ".join(_group(placed.reasons))
+    if isinstance(placed, Refusal):
+        changes = find_changes(box, tenant, request, rules)
+        hint = "it would fit if " + ", or if ".join(change.words for change in changes)
+        sentence = f"{tenant} has no seat for {request}: {against}; {hint if changes else 'no single change helps'}"
+        return Explanation(None, placed.reasons, changes, sentence)
+    why = "the only seat" if placed.choices == 1 else _say_choice(placed.choices, rules)
+    sentence = f"{tenant} has {placed.seat} for {request}: {why}" + (f"; {against}" if against else "")
+    return Explanation(placed.seat, placed.reasons, (), sentence)
+
+
+def _say_choice(choices: int, rules: Rules) -> str:
+    best = "the one on the emptiest device" if rules.order == "spread" else "the one that leaves most room for others"
+    return f"of {choices} seats {best}"
+
+
+def _group(reasons: Sequence[Reason]) -> Iterator[str]:
+    """What is the same on several devices is said once."""
+    devices: dict[str, list[str]] = {}
+    for reason in reasons:
+        devices.setdefault(reason.words, []).append(reason.device)
+    for words, names in devices.items():
+        yield f"{', '.join(names)}: {words}" if names[0] else words
