@@ -1,7 +1,7 @@
 """Which device files a slice of a GPU needs, and no others.
 
 A whole GPU needs three (measured: docs/gpu, check "nodes"). A MIG instance needs two more, its capability nodes, whose
-numbers the driver lists in /proc/driver/nvidia-caps/mig-minors (NVIDIA MIG User Guide, "Device Nodes and Capabilities").
+numbers the driver lists in /proc/driver/nvidia-caps/mig-minors (MIG User Guide, "Device Nodes and Capabilities").
 """
 
 from collections.abc import Mapping

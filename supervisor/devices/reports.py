@@ -74,7 +74,7 @@ class Refusal(_Report, frozen=True):
 class Happening(_Report, frozen=True):
     """What the driver reported by itself: an event's type (nvmlEventType*) and datum, for an Xid its number.
 
-    *dropped* were not told before this one, because the daemon did not listen. *failed*: waiting for events was refused.
+    *dropped* were not told before this one, because the daemon did not listen. *failed*: NVML refused to wait for more.
     """
 
     uuid: Text = ""
