@@ -77,4 +77,9 @@ def explain_end(call: str, cause: str) -> Trouble:
     return Trouble(f"the helper that asks NVML ended in {call}: {cause}", _LOOK)
 
 
+STUCK: Final = Trouble("the helper hangs in the driver and cannot be killed", f"{_LOOK}; a reboot is needed")
 GONE: Final = Trouble("the driver does not list the GPU any more", f"{_LOOK}; was it taken out, or given to a VM?")
+NO_CAPS: Final = Trouble(
+    "the driver lists no capability nodes for this MIG device, so no worker could open it",
+    "see /proc/driver/nvidia-caps/mig-minors; nvidia-modprobe -f CAPABILITY makes the nodes",
+)
