@@ -13,7 +13,7 @@ _FIRST_LOOK_S: Final = 5.0
 
 
 async def list_all(desk: Desk, _request: schema.DeviceList, _call: Call) -> dict[str, Any]:
-    """Everything that can be handed out, GPUs first; and a GPU of which nothing can be. *trouble*: why there is none."""
+    """What can be handed out, GPUs first; and GPUs of which nothing can be. *trouble*: why there are none."""
     is_looked_at = await desk.devices.wait_looked(_FIRST_LOOK_S)
     box = desk.devices.box
     return {"devices": _rows(box), "driver": box.driver, "looked": is_looked_at, "trouble": _trouble(box.trouble)}

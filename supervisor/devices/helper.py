@@ -105,7 +105,8 @@ class Helper:
         while self._answer is None and not self._cause:
             self._moved.clear()
             try:
-                await asyncio.wait_for(self._moved.wait(), self._left_s)
+                async with asyncio.timeout(self._left_s):
+                    await self._moved.wait()
             except TimeoutError:
                 await self.close()
                 raise Hung(self._call or _START, self._left_s) from None
@@ -123,7 +124,8 @@ class Helper:
         self._link.close()
         self._watch.kill()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), _END_S)
+            async with asyncio.timeout(_END_S):
+                await self._over.wait()
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "event" in message:

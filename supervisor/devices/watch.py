@@ -95,7 +95,8 @@ class Devices:
     async def wait_looked(self, timeout_s: float) -> bool:
         """Wait until the first round is over. False when that takes longer."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._looked.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._looked.wait()
         return self._looked.is_set()
 
     async def run(self) -> None:
@@ -113,7 +114,8 @@ class Devices:
                 failures += 1
             self._looked.set()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), rest_s)
+                async with asyncio.timeout(rest_s):
+                    await self._wake.wait()
 
     async def close(self) -> None:
         """End the helper."""

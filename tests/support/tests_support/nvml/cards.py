@@ -3,8 +3,8 @@
 Sources, and how far they go:
 
 * H100: measured by us, docs/gpu/2026-11-26-h100.json (a test holds it to that).
-* A100, A30: ``nvidia-smi mig -lgip`` and ``-lgipp`` of such cards, as quoted in the MIG User Guide (r580) and elsewhere.
-* H200: SMs measured in public (16, 26, 32, 60, 64, 132); places as on the H100, which has the same layout; memory by name.
+* A100, A30: ``nvidia-smi mig -lgip`` and ``-lgipp`` of such cards, as quoted in the MIG User Guide and elsewhere.
+* H200: SMs measured in public (16, 26, 32, 60, 64, 132); places as on the H100, whose layout it has; memory by name.
 * B200: names, counts and fractions of the MIG User Guide; 18 SMs a slice of NVIDIA's go-nvml mock; places as on the
   H100. Not seen on a card: sizes are not to be relied on.
 """

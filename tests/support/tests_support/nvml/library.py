@@ -38,7 +38,9 @@ def compile_fake(without: tuple[str, ...] = ()) -> bytes:
         command += ["-Wl,-soname,libnvidia-ml.so.1", f"-Wl,--version-script={versions}", "-o", str(library), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.fail(f"the fake NVML does not compile (apt-get install gcc libc6-dev):\n{done.stderr}", pytrace=False)
+            pytest.fail(
+                f"the fake NVML does not compile (apt-get install gcc libc6-dev):\n{done.stderr}", pytrace=False
+            )
         return library.read_bytes()
 
 
@@ -144,10 +146,12 @@ class FakeNvml:
         """Have these lines in the script meanwhile."""
         self.more += lines
         self.write()
-        yield
-        for line in lines:
-            self.more.remove(line)
-        self.write()
+        try:
+            yield
+        finally:
+            for line in lines:
+                self.more.remove(line)
+            self.write()
 
     def change(self, number: int, **fields: object) -> None:
         """Change one card."""
