@@ -220,7 +220,10 @@ class Daemon:
         publisher = Publisher(config, folders, router_gid, registry, house, slots, control.send_snapshot)
         timers = Timers(lambda timer: self.feed(on.TimerFired(timer)))
         undo.callback(timers.stop_all)
-        devices = Devices(lambda change: events.add(change.kind, f"{change.device}: {change.text}"))
+        devices = Devices(
+            lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
+            unit=folders.nvml_socket if units else None,
+        )
         undo.push_async_callback(devices.close)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(

@@ -28,7 +28,7 @@ class PacketLink:
     def __init__(
         self, peer: str | socket.socket, heard: Callable[[dict[str, Any]], None], ended: Callable[[], None]
     ) -> None:
-        self._socket = _connect(peer) if isinstance(peer, str) else peer
+        self._socket = connect(peer) if isinstance(peer, str) else peer
         self._heard = heard
         self._ended = ended
         asyncio.get_running_loop().add_reader(self._socket, self.drain)
@@ -77,7 +77,8 @@ class PacketLink:
             self._socket.close()
 
 
-def _connect(path: str) -> socket.socket:
+def connect(path: str) -> socket.socket:
+    """Connected at once, or not: raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)

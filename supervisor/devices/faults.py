@@ -31,11 +31,11 @@ _LOOK: Final = "see: dmesg | grep -i -e nvrm -e xid"
 _BOX: Final[Mapping[int, Trouble]] = {
     _NO_BINDING: Trouble("the Python package nvidia-ml-py is missing: cores only", "pip install 'bedsit[server]'"),
     _NO_PERMISSION: Trouble(
-        "NVML may not open the driver: cores only", "does the daemon see /dev/nvidiactl? systemd/README.md says how"
+        "NVML may not open the driver: cores only", "who may open /dev/nvidiactl? ls -l /dev/nvidia*"
     ),
     _DRIVER_NOT_LOADED: Trouble(
-        "NVML is there, but no driver runs, or none that the daemon may reach: cores only",
-        "is there a GPU? modprobe nvidia; under systemd the unit needs its device files (systemd/README.md)",
+        "NVML is there, but no driver runs: cores only",
+        "is there a GPU? modprobe nvidia, and see: dmesg | grep -i nvrm",
     ),
     _LIBRARY_NOT_FOUND: Trouble(
         "no NVML library (libnvidia-ml.so.1): cores only", "nothing to do without a GPU; with one, install its driver"
@@ -75,6 +75,14 @@ def explain_hang(call: str, seconds: float) -> Trouble:
 def explain_end(call: str, cause: str) -> Trouble:
     """The helper's end in the middle of a call."""
     return Trouble(f"the helper that asks NVML ended in {call}: {cause}", _LOOK)
+
+
+def explain_start(error: OSError, *, is_unit: bool) -> Trouble:
+    """No helper could be started."""
+    if is_unit:
+        what = f"bedsit-nvml.socket does not let the daemon in ({error.strerror}): cores only"
+        return Trouble(what, "systemctl enable --now bedsit-nvml.socket (systemd/README.md)")
+    return Trouble(f"the helper that asks NVML does not start ({error.strerror}): cores only", "see the daemon's log")
 
 
 STUCK: Final = Trouble("the helper hangs in the driver and cannot be killed", f"{_LOOK}; a reboot is needed")

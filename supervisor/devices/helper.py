@@ -1,7 +1,11 @@
-"""The helper as the daemon has it: a child that is asked, given so long for each call of NVML, and killed.
+"""The helper as the daemon has it: asked, given so long for each call of NVML, and ended.
+
+It is a child of the daemon, or a unit that systemd starts for a connection (bedsit-nvml.socket): the daemon's own unit
+has no device files, and its children have none either. It leaves when our end hangs up, also out of a call that does
+not return; a child is killed as well.
 
 Guarantees: never blocks the loop; at most one helper is alive or dying. One that sits in the kernel and cannot be
-killed is waited for, not doubled.
+ended is waited for, not doubled.
 """
 
 import asyncio
@@ -12,11 +16,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor.devices.reports import Happening, Refusal, read_report
-from bedsit.supervisor.watch import EndWatch, PacketLink
+from bedsit.supervisor.watch import EndWatch, PacketLink, connect
 
 #: Where the library is, if at no usual place, is the operator's to say; nothing else is the helper's business.
 _INHERITED: Final = ("LD_LIBRARY_PATH",)
@@ -59,28 +64,32 @@ class Patience:
 
 
 class Helper:
-    """One running helper. *heard* gets what the driver reports by itself. Raises OSError when it cannot be started."""
+    """One running helper: a child, or an instance of the unit that listens on *unit*.
 
-    def __init__(self, heard: Callable[[Happening], None], patience: Patience) -> None:
+    *heard* gets what the driver reports by itself. Raises OSError when it cannot be started.
+    """
+
+    def __init__(self, heard: Callable[[Happening], None], patience: Patience, unit: Path | None = None) -> None:
         self._heard = heard
-        self._patience = patience
         self._left_s = patience.start_s
+        self._call_s = patience.call_s
         self._call = self._cause = ""
         self._is_closed = False
         self._moved = asyncio.Event()
         self._over = asyncio.Event()
         self._answer: dict[str, Any] | None = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            self.pid = _spawn(theirs)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._watch = EndWatch(self.pid, self._mourn)
-        ours.setblocking(False)
-        self._link = PacketLink(ours, self._hear, self._lose)
+        self._child: EndWatch | None = None
+        if unit is not None:
+            self._socket = connect(str(unit))
+        else:
+            self._socket, pid = _spawn()
+            self._child = EndWatch(pid, self._mourn)
+        self._link = PacketLink(self._socket, self._hear, self._lose)
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, where that is our child."""
+        return self._child.pid if self._child is not None else None
 
     @property
     def is_over(self) -> bool:
@@ -113,7 +122,7 @@ class Helper:
         if self._answer is None:
             await self.close()
             raise Ended(self._call or _START, self._cause)
-        self._left_s = self._patience.call_s
+        self._left_s = self._call_s
         if "refused" in self._answer:
             raise Refused(read_report(self._answer["refused"], Refusal))
         return self._answer.get("answer")
@@ -121,11 +130,15 @@ class Helper:
     async def close(self) -> None:
         """End it, and wait for that a little; then it is over or stuck."""
         self._is_closed = True
-        self._link.close()
-        self._watch.kill()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        if self._child is not None:
+            self._child.kill()
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_S):
                 await self._over.wait()
+        if self._over.is_set():
+            self._link.close()
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "event" in message:
@@ -141,12 +154,17 @@ class Helper:
         self._moved.set()
 
     def _lose(self) -> None:
-        self._watch.kill()
+        """Its end is closed: a unit is over then, a child about to be."""
+        if self._child is not None:
+            self._child.kill()
+        else:
+            self._over.set()
+            self._fail("it left; see: journalctl -u 'bedsit-nvml@*'")
 
     def _mourn(self) -> None:
         self._link.drain()  # what it said last
         self._link.close()
-        _, status = os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid or 0, 0)
         code = os.waitstatus_to_exitcode(status)
         self._over.set()
         self._fail(f"signal {-code}" if code < 0 else f"exit status {code}")
@@ -156,16 +174,26 @@ class Helper:
         self._moved.set()
 
 
-def _spawn(sock: socket.socket) -> int:
+def _spawn() -> tuple[socket.socket, int]:
+    """A child with the other end of a socket as its standard input."""
     environment: Mapping[str, str] = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-m", "bedsit.supervisor.devices.nvml"],
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, sock.fileno(), 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-        ],
-        setsigmask=(),
-        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP),
-    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-m", "bedsit.supervisor.devices.nvml"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            ],
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP),
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return ours, pid

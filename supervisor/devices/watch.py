@@ -63,7 +63,7 @@ class _Rest:
 
 
 class Devices:
-    """What this box computes with. *tell* hears of every change."""
+    """What this box computes with. *tell* hears of every change. *unit* is the socket of the helper's unit, if any."""
 
     def __init__(
         self,
@@ -71,11 +71,13 @@ class Devices:
         rhythm: Rhythm = _RHYTHM,
         patience: Patience = _PATIENCE,
         proc: Path = _PROC,
+        unit: Path | None = None,
     ) -> None:
         self._tell = tell
         self._rhythm = rhythm
         self._patience = patience
         self._proc = proc
+        self._unit = unit
         self._inventory = Inventory()
         self._helper: Helper | None = None
         self._listens: set[str] = set()
@@ -187,14 +189,16 @@ class Devices:
             if self._helper is not None and self._helper.is_stuck:
                 raise _NoAnswer(faults.STUCK)
             if self._helper is None or self._helper.is_over:
-                self._helper = Helper(self._hear, self._patience)
+                self._helper = Helper(self._hear, self._patience, self._unit)
                 self._listens = set()
             return read_report(await self._helper.ask(**question), kind)
         except Hung as e:
             trouble = faults.explain_hang(e.call, e.after_s)
         except Ended as e:
             trouble = faults.explain_end(e.call, e.cause)
-        except (BedsitError, OSError) as e:
+        except OSError as e:
+            trouble = faults.explain_start(e, is_unit=self._unit is not None)
+        except BedsitError as e:
             trouble = faults.explain_end("its answer", str(e))
         await self._end_helper()
         raise _NoAnswer(trouble)

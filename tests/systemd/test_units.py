@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[2] / "systemd"
-SERVICES = ("bedsitd.service", "bedsit-router.service", "bedsit-zygote@.service")
+SERVICES = ("bedsitd.service", "bedsit-router.service", "bedsit-zygote@.service", "bedsit-nvml@.service")
 # What is 0.0 to 10.0 on systemd's scale is 0 to 100 for its --threshold.
-BOUNDS = {"bedsit-router.service": 20, "bedsitd.service": 35, "bedsit-zygote@.service": 60}
+BOUNDS = {"bedsit-router.service": 20, "bedsitd.service": 35, "bedsit-zygote@.service": 60, "bedsit-nvml@.service": 30}
 # Directives that leave open what a careful service closes, when they have these values or when they are not empty.
 OPEN = {
     "CapabilityBoundingSet": r".+",
@@ -41,7 +41,7 @@ def installed(tmp_path: Path) -> Path:
     programs = tmp_path / "bin"
     folder.mkdir()
     programs.mkdir()
-    for path in [*UNITS.glob("*.service"), *UNITS.glob("*.slice")]:
+    for path in [*UNITS.glob("*.service"), *UNITS.glob("*.socket"), *UNITS.glob("*.slice")]:
         text = path.read_text()
         for program in set(re.findall(r"/opt/bedsit/bin/([a-z-]+)", text)):
             (programs / program).write_text("#!/bin/sh\n")
@@ -120,8 +120,9 @@ def test_what_the_readme_enables_can_be() -> None:
     words = re.search(r"^systemctl enable --now (.+)$", (UNITS / "README.md").read_text(), re.MULTILINE)
     assert words is not None
     for name in words[1].split():
-        wanted = [value for _, key, value in read_directives(f"{name}.service") if key == "WantedBy"]
-        assert wanted == ["multi-user.target"], name
+        unit = name if "." in name else f"{name}.service"
+        wanted = [value for _, key, value in read_directives(unit) if key == "WantedBy"]
+        assert wanted == ["sockets.target" if unit.endswith(".socket") else "multi-user.target"], name
 
 
 def test_the_router_has_nothing_and_is_always_restarted() -> None:

@@ -4,17 +4,17 @@ It says which call comes next before it makes it, so whoever listens knows which
 """
 
 import os
+import select
 import signal
 import socket
-import struct
 import sys
+import threading
 from typing import Any, Final
 
 from bedsit.ipc.seqpacket import recv_packet, send_packet
 from bedsit.sandbox.jail import libc
 from bedsit.supervisor.devices.reports import Refusal, to_wire
 
-_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _NO_BINDING: Final = Refusal(-1, "import pynvml", "no module named pynvml")
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     while True:
         question, _ = recv_packet(sock)
         if question is None:
-            os._exit(0)  # not sys.exit, which waits for the thread that waits in the driver
+            os._exit(0)  # as below
         answer: dict[str, Any] = {"refused": to_wire(_NO_BINDING)} if answers is None else answers.give(question)
         send_packet(sock, answer)
 
@@ -47,11 +47,19 @@ def offer(sock: socket.socket, message: dict[str, Any]) -> bool:
 
 
 def leave_with(sock: socket.socket) -> None:
-    """Die with the daemon, also in the middle of a call, when nobody reads that its end is closed."""
+    """Leave with the daemon, also in a call that does not return, when nobody reads that its end is closed.
+
+    The signal is for a child that was stopped; a unit of systemd's has systemd for a parent.
+    """
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    made_by, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    if os.getppid() != made_by:  # it died before the signal was asked for
-        sys.exit(1)
+    threading.Thread(target=_leave_on_hangup, args=(sock.fileno(),), daemon=True).start()
+
+
+def _leave_on_hangup(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)  # not sys.exit, which waits for threads that wait in the driver
 
 
 if __name__ == "__main__":

@@ -35,7 +35,13 @@ def wheel() -> str:
 def units() -> None:
     """Units, users and folders, as systemd/README.md has it; systemd finds nothing to say about them."""
     files = PARCEL / "systemd"
-    run("install", "-m", "0644", *files.glob("*.service"), *files.glob("*.slice"), _UNITS)
+    run(
+        "install",
+        "-m",
+        "0644",
+        *(file for kind in ("service", "socket", "slice") for file in files.glob(f"*.{kind}")),
+        _UNITS,
+    )
     run("install", "-m", "0644", files / "sysusers.d/bedsit.conf", "/usr/lib/sysusers.d/")
     run("install", "-m", "0644", files / "tmpfiles.d/bedsit.conf", "/usr/lib/tmpfiles.d/")
     run("systemd-sysusers")

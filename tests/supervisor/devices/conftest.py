@@ -2,6 +2,10 @@
 
 import asyncio
 import os
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +31,10 @@ def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 class Watched:
     """A running inventory, and every change that it told."""
 
-    def __init__(self, proc: Path, rhythm: Rhythm, patience: Patience) -> None:
+    def __init__(self, proc: Path, rhythm: Rhythm, patience: Patience, unit: Path | None) -> None:
         self.changes: list[Change] = []
         self._moved = asyncio.Event()
-        self.devices = Devices(self._hear, rhythm, patience, proc)
+        self.devices = Devices(self._hear, rhythm, patience, proc, unit)
 
     def _hear(self, change: Change) -> None:
         self.changes.append(change)
@@ -62,6 +66,7 @@ class Watched:
     def helper_pid(self) -> int:
         """The helper's process."""
         assert self.devices._helper is not None
+        assert self.devices._helper.pid is not None
         return self.devices._helper.pid
 
 
@@ -72,9 +77,16 @@ Story = Callable[[Watched], Awaitable[None]]
 def watch(tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Runs a story with an inventory that looks around all the time, and ends both."""
 
-    def run(story: Story, *, call_s: float = 5.0, round_s: float = 0.02, start_s: float = 20.0) -> None:
+    def run(
+        story: Story,
+        *,
+        call_s: float = 5.0,
+        round_s: float = 0.02,
+        start_s: float = 20.0,
+        unit: Path | None = None,
+    ) -> None:
         async def tell() -> None:
-            watched = Watched(tmp_path / "proc", Rhythm(round_s, 0.01, 0.2), Patience(call_s, start_s))
+            watched = Watched(tmp_path / "proc", Rhythm(round_s, 0.01, 0.2), Patience(call_s, start_s), unit)
             task = asyncio.create_task(watched.devices.run())
             try:
                 assert await watched.devices.wait_looked(DEADLINE_S)
@@ -104,3 +116,43 @@ def mig_minors(tmp_path: Path) -> None:
             lines += [f"gpu{gpu}/gi{instance}/ci{compute}/access {minor + 1 + compute}" for compute in range(8)]
             minor += 9
     file.write_text("\n".join(lines) + "\n")
+
+
+class FakeUnit:
+    """What systemd does for bedsit-nvml.socket (Accept=yes): a helper for each connection, which is its stdin."""
+
+    def __init__(self, path: Path, environment: dict[str, str]) -> None:
+        self.path = path
+        self.started: list[subprocess.Popen[bytes]] = []
+        self._environment = environment
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            argv = [sys.executable, "-I", "-m", "bedsit.supervisor.devices.nvml"]
+            with connection:
+                self.started.append(subprocess.Popen(argv, stdin=connection, env=self._environment))
+
+    def close(self) -> None:
+        """Stop listening; every helper has left by itself."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        for helper in self.started:
+            helper.wait(DEADLINE_S)
+
+
+@pytest.fixture
+def unit(tmp_path: Path, nvml: FakeNvml) -> Iterator[FakeUnit]:
+    """The helper as a unit."""
+    fake = FakeUnit(tmp_path / "nvml.sock", nvml.environment)
+    yield fake
+    fake.close()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bedsit.ipc.errors import BedsitError
-from tests_support.nvml.library import XID, FakeGpu, FakeInstance, FakeNvml
+from tests_support.nvml.library import MIG_CHANGED, XID, FakeGpu, FakeInstance, FakeNvml
 
 pytestmark = pytest.mark.root
 
@@ -116,19 +116,28 @@ def test_an_xid_is_an_event(gpu_box: Any, nvml: FakeNvml) -> None:
     assert gpu_box.call("status")["devices"]["degraded"] == [nvml.gpus[0].uuid]
 
 
-@pytest.mark.parametrize("state", ["idle", "hangs"])
+@pytest.mark.parametrize("state", ["idle", "hangs", "stopped"])
 def test_the_helper_dies_with_the_daemon(gpu_box: Any, nvml: FakeNvml, state: str) -> None:
     """By kill -9 too, and in the middle of a call that does not return."""
     gpu_box.call("device.list")
     (helper,) = find_helpers(gpu_box)
     if state == "hangs":
+        nvml.more.append("hang * -1")
+        nvml.write()
+        nvml.happen(1, MIG_CHANGED, 0)  # the next round begins now
+    elif state == "stopped":
         os.kill(helper, signal.SIGSTOP)
-    watch = os.pidfd_open(helper)
-    try:
-        gpu_box.kill_daemon()
-        gpu_box.wait(lambda: not Path(f"/proc/{helper}").exists() or "Z" in Path(f"/proc/{helper}/stat").read_text())
-    finally:
-        os.close(watch)
+    gpu_box.kill_daemon()
+
+    def is_gone() -> bool:
+        try:
+            return "Z" in Path(f"/proc/{helper}/stat").read_text().rpartition(")")[2]
+        except FileNotFoundError:
+            return True
+
+    gpu_box.wait(is_gone)
+    nvml.more.clear()
+    nvml.write()
 
 
 def test_a_hanging_driver_holds_up_nobody(gpu_box: Any, nvml: FakeNvml) -> None:
