@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Final
 
-from tests.box.guest import install, jail, killed, leaving, limits, serving
+from tests.box.guest import devices, install, jail, killed, leaving, limits, serving
 from tests.box.guest.check import CHECKS
 
 #: The jail's tests have the machine to themselves: before there is a bedsit whose slots come and go.
-_CHAPTERS: Final = (install, jail, serving, killed, limits, leaving)
+_CHAPTERS: Final = (install, jail, serving, devices, killed, limits, leaving)
 NAMES: Final = tuple(
     name for chapter in _CHAPTERS for name, check in CHECKS.items() if check.run.__module__ == chapter.__name__
 )
