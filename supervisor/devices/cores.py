@@ -24,6 +24,19 @@ def find_cpus(sys: Path = _SYS, proc: Path = _PROC) -> tuple[Slice, ...]:
     return found or (_make(0, usable, _read_memory(proc / "meminfo")),)
 
 
+def find_numa_node(pci: str, sys: Path = _SYS) -> int | None:
+    """The node whose cores and memory are next to the card at *pci*, as NVML writes it (``00000000:01:00.0``).
+
+    None where the machine does not tell (the kernel says -1). NVML itself tells it only where a card is a node.
+    """
+    domain, _, rest = pci.lower().partition(":")
+    try:
+        node = int((sys / "bus/pci/devices" / f"{domain[-4:]}:{rest}" / "numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
 def _make(node: int, cores: set[int], memory_bytes: int) -> Slice:
     return Slice(
         id=f"cpu{node}",

@@ -29,9 +29,10 @@ _EVENTS_AT_ONCE: Final = 16
 
 @dataclass(frozen=True)
 class Rhythm:
-    """Seconds between rounds, and how long to rest after a failure: doubled each time, up to the last."""
+    """Seconds between rounds, at least where events hurry them, and after a failure: doubled each time, to a bound."""
 
     round_s: float = 15.0
+    least_s: float = 0.5
     rest_s: float = 1.0
     rest_max_s: float = 300.0
 
@@ -115,6 +116,7 @@ class Devices:
                 rest_s = self._rhythm.rest_max_s if e.lasts else self._rhythm.rest(self._rhythm.rest_s, failures)
                 failures += 1
             self._looked.set()
+            await asyncio.sleep(min(self._rhythm.least_s, rest_s))  # an event seldom comes alone
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest_s):
                     await self._wake.wait()

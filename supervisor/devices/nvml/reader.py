@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pynvml
 
+from bedsit.supervisor.devices.cores import find_numa_node
 from bedsit.supervisor.devices.model import Capability, MigMode, Placement, Process, Profile
 from bedsit.supervisor.devices.nvml.calls import Calls
 from bedsit.supervisor.devices.reports import (
@@ -55,15 +56,16 @@ class Reader:
         if uuid not in self._profiles:  # a card's sizes do not change
             self._profiles[uuid] = () if modes is None else self._read_profiles(handle)
         processes = attempt("nvmlDeviceGetComputeRunningProcesses", handle) or []
-        pci = attempt("nvmlDeviceGetPciInfo", handle)
+        found = attempt("nvmlDeviceGetPciInfo", handle)
+        pci = found.busId if found is not None else ""
         report = GpuReport(
             uuid=uuid,
             name=ask("nvmlDeviceGetName", handle),
             minor=ask("nvmlDeviceGetMinorNumber", handle),
-            pci=pci.busId if pci is not None else "",
+            pci=pci,
             memory_bytes=ask("nvmlDeviceGetMemoryInfo", handle).total,
             sms=self._count_sms(handle),
-            numa_node=attempt("nvmlDeviceGetNumaNodeId", handle),
+            numa_node=find_numa_node(pci),
             mig=mig,
             mig_pending=modes is not None and modes[0] != modes[1],
             capabilities=self._find_capabilities(handle, has_mig=modes is not None),

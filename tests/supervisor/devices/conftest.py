@@ -86,7 +86,7 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., None]]:
         unit: Path | None = None,
     ) -> None:
         async def tell() -> None:
-            watched = Watched(tmp_path / "proc", Rhythm(round_s, 0.01, 0.2), Patience(call_s, start_s), unit)
+            watched = Watched(tmp_path / "proc", Rhythm(round_s, 0.0, 0.01, 0.2), Patience(call_s, start_s), unit)
             task = asyncio.create_task(watched.devices.run())
             try:
                 assert await watched.devices.wait_looked(DEADLINE_S)

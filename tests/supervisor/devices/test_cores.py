@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bedsit.supervisor.devices.cores import find_cpus
+from bedsit.supervisor.devices.cores import find_cpus, find_numa_node
 from bedsit.supervisor.devices.model import format_cores, parse_cores
 
 
@@ -64,6 +64,16 @@ def test_a_kernel_without_numa_has_one_node(tmp_path: Path, usable: list[int]) -
     (tmp_path / "meminfo").write_text("MemTotal:       2097152 kB\n")
     (part,) = find_cpus(tmp_path, tmp_path)
     assert (part.id, part.cores, part.memory_bytes) == ("cpu0", tuple(usable), 2 << 30)
+
+
+@pytest.mark.parametrize(("text", "node"), [("1\n", 1), ("-1\n", None), ("?", None)])
+def test_a_card_is_next_to_a_node(tmp_path: Path, text: str, node: int | None) -> None:
+    """NVML writes its address with a longer domain than the kernel does, and in capitals."""
+    folder = tmp_path / "bus/pci/devices/0000:c1:00.0"
+    folder.mkdir(parents=True)
+    (folder / "numa_node").write_text(text)
+    assert find_numa_node("00000000:C1:00.0", tmp_path) == node
+    assert find_numa_node("", tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -222,8 +222,6 @@ int nvmlDeviceGetCudaComputeCapability(Device d, int *major_cc, int *minor_cc) {
     return leave(OK);
 }
 
-int nvmlDeviceGetNumaNodeId(Device d, int *node) { ENTER_GPU(d); (void)g, (void)node; return leave(NOT_SUPPORTED); }
-
 static int has_profiles(int k) {
     for (int i = 0; i < now.profiles; i++)
         if (now.profile[i].k == k) return 1;
