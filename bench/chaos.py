@@ -125,9 +125,9 @@ class _Ground(Box):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def measure(minutes: float, quick: bool) -> dict[str, Any]:  # noqa: FBT001 - as in every benchmark
+def measure(quick: bool, minutes: float | None) -> dict[str, Any]:  # noqa: FBT001 - as in every benchmark
     """Let clients ask and faults happen for so long; then end everything and look at what is left."""
-    del quick
+    minutes = minutes or (0.5 if quick else 10.0)
     dice = random.Random(7)  # noqa: S311 - a seed, so that a run can be repeated
     out_in, out_out = os.pipe()
     os.set_blocking(out_in, False)
@@ -460,16 +460,5 @@ def _read_only(folder: Path) -> Iterator[None]:
         _libc.umount2(path, _MNT_DETACH)
 
 
-def main() -> None:
-    """Read this benchmark's own option, and leave the rest to what all have in common."""
-    minutes = 0.5 if "--quick" in sys.argv else 10.0
-    if "--minutes" in sys.argv:
-        at = sys.argv.index("--minutes")
-        minutes = float(sys.argv[at + 1])
-        os.environ["CHAOS_MINUTES"] = sys.argv[at + 1]
-        del sys.argv[at : at + 2]
-    report.run("chaos", partial(measure, float(os.environ.get("CHAOS_MINUTES", minutes))), show)
-
-
 if __name__ == "__main__":
-    main()
+    report.run("chaos", measure, show, report.add_minutes)

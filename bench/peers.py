@@ -81,21 +81,23 @@ def compare(contenders: Sequence[Contender], cases: Cases, lengths: Lengths, *, 
             print(f"round {number + 1} of {ROUNDS} is done", file=sys.stderr)
 
 
-def measure(names: Sequence[str], work: Path, quick: bool) -> dict[str, Any]:  # noqa: FBT001 - as in every benchmark
-    """Compare *names*, installed below *work*; the others are in the report too, as left out."""
+def measure(quick: bool, targets: Sequence[str] | None, work: Path) -> dict[str, Any]:  # noqa: FBT001 - as everywhere
+    """Compare *targets*, installed below *work*; the others are in the report too, as left out."""
+    names = targets or (QUICK_NAMES if quick else NAMES)
+    work = work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     contenders = [Contender(name) for name in NAMES if name in names]
     for contender in contenders:
         contender.attempt(partial(find, contender, work, install=not quick))
     compare(contenders, make_cases(), _QUICK if quick else _FULL, quick=quick)
-    targets = {contender.name: contender.summarise() for contender in contenders}
-    if all("error" in target for target in targets.values()):
-        raise RuntimeError("; ".join(f"{name}: {target['error']}" for name, target in targets.items()))
+    found = {contender.name: contender.summarise() for contender in contenders}
+    if all("error" in target for target in found.values()):
+        raise RuntimeError("; ".join(f"{name}: {target['error']}" for name, target in found.items()))
     left_out = {
         name: {"error": "left out of this run, for --targets did not name it"} for name in NAMES if name not in names
     }
     walls = [contender.active.walls for contender in contenders if isinstance(contender.active, OurServer)]
-    return {"targets": targets | left_out, "walls": walls[0] if walls else {}}
+    return {"targets": found | left_out, "walls": walls[0] if walls else {}}
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -124,17 +126,10 @@ def show(result: Mapping[str, Any]) -> None:
             print(f"{name}: not measured: {target['error']}")
 
 
-def main() -> None:
-    """Read this benchmark's own options, and leave the rest to what all have in common."""
-    report._begin_without_threads("peers")  # noqa: SLF001 - before the options that it would not pass on are gone
-    others = "--json FILE and --quick are as in every benchmark"
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", allow_abbrev=False, epilog=others)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which servers, and where they are installed."""
     parser.add_argument("--targets", type=_read_names, metavar="A,B", help=f"some of {', '.join(NAMES)}")
     parser.add_argument("--work", type=Path, default=WORK, help="where servers are installed (%(default)s)")
-    options, rest = parser.parse_known_args()
-    names = options.targets or (QUICK_NAMES if "--quick" in rest else NAMES)
-    sys.argv[1:] = rest
-    report.run("peers", partial(measure, names, options.work.absolute()), show)
 
 
 def _read_names(text: str) -> list[str]:
@@ -146,4 +141,4 @@ def _read_names(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    report.run("peers", measure, show, add_options)

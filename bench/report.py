@@ -15,33 +15,46 @@ from typing import Any, NoReturn
 import bedsit
 
 ROOT = Path(__file__).parent.parent
-Measure = Callable[[bool], dict[str, Any]]
+Measure = Callable[..., dict[str, Any]]
 
 
-def run(name: str, measure: Measure, show: Callable[[Mapping[str, Any]], None]) -> NoReturn:
+def run(
+    name: str,
+    measure: Measure,
+    show: Callable[[Mapping[str, Any]], None],
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda _parser: None,
+) -> NoReturn:
     """Read ``--json FILE`` and ``--quick``, measure, print, write; exits 0 when it measured and 1 when it could not.
 
-    *measure* takes whether to be quick and gives the report's own keys, ``walls`` among them.
+    *measure* takes whether to be quick, and by name the values of the options that *add_options* adds; it gives the
+    report's own keys, ``walls`` among them.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}")
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", allow_abbrev=False)
+    add_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--quick", action="store_true", help="under 45 s, with fewer samples")
-    options = parser.parse_args()
+    options = vars(parser.parse_args())
+    file, quick = options.pop("json"), options.pop("quick")
     _begin_without_threads(name)
     began = time.monotonic()
     try:
         if os.geteuid() != 0:
             raise PermissionError("a benchmark starts a bedsit, and that needs root")
-        report = {**_describe(name, quick=options.quick), **measure(options.quick)}
+        report = {**_describe(name, quick=quick), **measure(quick, **options)}
     except (RuntimeError, OSError, bedsit.BedsitError) as e:
         print(f"{name}: not measured: {e}", file=sys.stderr)
         sys.exit(1)
     show(report)
     print(f"walls: {_count_walls(report['walls'])}; {time.monotonic() - began:.0f} s")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(0)
+
+
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    """``--minutes N``, for what is the better the longer it runs."""
+    parser.add_argument("--minutes", type=float, metavar="N", help="how long (10, or half a minute with --quick)")
 
 
 def _begin_without_threads(name: str) -> None:

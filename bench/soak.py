@@ -52,9 +52,9 @@ class Level(NamedTuple):
     arena_bytes: int
 
 
-def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch that every benchmark has
+def measure(quick: bool, minutes: float | None) -> dict[str, Any]:  # noqa: FBT001 - as in every benchmark
     """Warm up, read the levels, let them loose, read the levels again."""
-    minutes = float(os.environ.get("SOAK_MINUTES", "0.4" if quick else "10"))
+    minutes = minutes or (0.5 if quick else 10.0)
     dice = random.Random(1)  # noqa: S311 - a seed, so that a run can be repeated
     with Box({"pool_size": 1}) as box, ExitStack() as stack:
         bundles = [_MODELS / "echo/bundle", _MODELS / "negate/bundle", make(box.folder / "mlp")]
@@ -274,4 +274,4 @@ def _read(pid: int) -> Level:
 
 
 if __name__ == "__main__":
-    report.run("soak", measure, show)
+    report.run("soak", measure, show, report.add_minutes)

@@ -41,6 +41,8 @@ def end_everything(box: Box, phases: Phases) -> bool:
     Raises ``daemon.unavailable`` when slots run without a daemon, which alone can end them.
     """
     watch = Stopwatch(phases)
+    with contextlib.suppress(BedsitError):
+        box.call_telling(phases, "ping")  # where systemd holds its socket, a daemon that is away comes for it
     with find_daemon(box.run_dir) as daemon, find_router(box.run_dir) as router:
         if daemon is None:
             if router is None and not has_leftovers(box.run_dir):

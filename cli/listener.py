@@ -12,6 +12,7 @@ from bedsit.ipc.admin import SOCKET_NAME
 
 # Linux 6.5; the number is that of asm-generic/socket.h, which all our architectures use.
 _SO_PEERPIDFD: Final = 77
+_BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -27,7 +28,8 @@ class Listener(NamedTuple):
 def find_listener(path: Path, kind: socket.SocketKind) -> Iterator[Listener | None]:
     """The process that listens at *path*, or None; its pidfd is closed on leaving.
 
-    ``SO_PEERCRED`` on the connecting side names the process that called listen(2) (unix(7)). Where the kernel has no
+    ``SO_PEERCRED`` on the connecting side names the process that called listen(2) last (unix(7)): where systemd holds
+    the socket, systemd or one that has ended, until ours runs; then there is none. Where the kernel has no
     ``SO_PEERPIDFD`` the pidfd is opened by number and the socket asked again: it must still name the same process.
     """
     found = take_listener(path, kind)
@@ -78,4 +80,4 @@ def _ask(path: Path, kind: socket.SocketKind) -> tuple[int, int, int | None] | N
             pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
         except OSError:
             pidfd = None
-        return (pid, uid, pidfd) if pid else None
+        return (pid, uid, pidfd) if pid and not (pid == 1 and _BOOTED.is_dir()) else None

@@ -56,8 +56,9 @@ class Door:
             self.socket.connect(str(path))
         except OSError as e:
             self.socket.close()
-            # Refused, and not absent: it was there a moment ago, and whoever keeps it starts another one.
-            restarting = isinstance(e, ConnectionRefusedError)
+            # Refused or crowded, and not absent: it was there a moment ago, and whoever keeps it starts another one.
+            # So it is with one that ends or hangs with us at its door.
+            restarting = isinstance(e, ConnectionRefusedError | BlockingIOError)
             what = f"cannot reach the router at {path}: {e.strerror or e}"
             raise error("router.unavailable", what, "is bedsit up?", restarting=restarting) from None
 
@@ -123,9 +124,10 @@ class Door:
             # The answer may still come; hang up, so that it is never taken for something else.
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
-            raise error("router.unavailable", f"the router does not answer: {e.strerror or e}") from None
+            what = f"the router does not answer: {e.strerror or e}"
+            raise error("router.unavailable", what, restarting=True) from None
         if answer is None:
-            raise error("router.unavailable", "the router closed the session", "it may be restarting; try again")
+            raise error("router.unavailable", "the router closed the session", "try again", restarting=True)
         if "error" in answer:
             close_all(fds)
             raise error_from_wire(answer["error"])

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import resource
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ import setproctitle
 
 import bedsit
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.heldlistener import check_place, take_held_listener, turn_away
+from bedsit.ipc.notify import Notifier
 from bedsit.supervisor.config import load_config
 from bedsit.supervisor.daemon import Daemon
+from bedsit.supervisor.folders import Folders
 from bedsit.supervisor.log import configure_log, get_log
-from bedsit.supervisor.notify import Notifier
 from bedsit.supervisor.protocols import PROTOCOLS
 
 EX_TEMPFAIL: Final = 75
@@ -43,21 +46,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.umask(0o077)
     configure_log("info")
+    held: socket.socket | None = None
     try:
+        held = take_held_listener(os.environ, "admin", socket.SOCK_STREAM)
         config = load_config(options.config, {"run_dir": options.run_dir, "state_dir": options.state_dir})
         configure_log(config.log_level)
         if os.geteuid() != 0:
             raise error("permission.denied", "bedsitd has to run as root", "use sudo, or the bedsitd.service unit")
         setproctitle.setproctitle("bedsitd")
         _raise_descriptor_limit()
+        if held is not None:
+            check_place(held, Folders(config.run, config.state).admin_socket)
         notifier = Notifier(os.environ)
         try:
-            asyncio.run(Daemon(config).run(notifier))
+            asyncio.run(Daemon(config, held).run(notifier))
         finally:
             notifier.close()
     except BedsitError as e:
         get_log().error("daemon.refused", code=e.code, message=e.message, hint=e.hint)
-        return EX_CONFIG if e.code in _CONFIG_CODES else EX_TEMPFAIL
+        if e.code not in _CONFIG_CODES:
+            return EX_TEMPFAIL
+        if held is not None:
+            turn_away(held)
+        return EX_CONFIG
     return 0
 
 

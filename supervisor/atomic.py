@@ -29,6 +29,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600, gid: int | None
         undo.pop_all()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a crash left of files that were being written to *folder*. For who starts, before anything is."""
+    for left in folder.glob(".*.new"):
+        left.unlink()
+
+
 def disk_error(path: Path, e: OSError) -> BedsitError:
     """An OSError from writing below *path*, as the error that the operator sees."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):

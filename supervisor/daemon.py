@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from typing import Final
 
 import bedsit
 from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.notify import Notifier
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.atomic import remove_unfinished
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
@@ -41,7 +44,6 @@ from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.meter import Look
-from bedsit.supervisor.notify import Notifier
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.records import Records
@@ -51,9 +53,10 @@ from bedsit.supervisor.registry import Registry
 from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.tenancy import Limits
+from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
-from bedsit.supervisor.units import UnitStarter, is_unit
+from bedsit.supervisor.units import ADMIN_SOCKET, UnitStarter, call_systemctl, is_unit
 from bedsit.supervisor.zygotes import Zygotes
 
 _DOWN_S: Final = 30.0
@@ -62,8 +65,10 @@ _DOWN_S: Final = 30.0
 class Daemon:
     """One run of bedsitd. ``run`` returns when it was told to leave, or raises what kept it from working."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, held: socket.socket | None = None) -> None:
+        """*held*: the listener of the admin socket, where systemd holds it."""
         self._config = config
+        self._held = held
         self._inbox: deque[on.Stimulus] = deque()
         self._busy = False
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[bool]]] = []
@@ -83,7 +88,7 @@ class Daemon:
             desk = self._desk = await self._assemble(undo)
             notifier.tell("STATUS=looking for the slots of an earlier daemon")
             await self._recover(desk)
-            server = AdminServer(desk, find_admin_gid(self._config))
+            server = AdminServer(desk, find_admin_gid(self._config), self._held)
             await server.open()
             undo.push_async_callback(server.close)
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
@@ -140,7 +145,10 @@ class Daemon:
             self._waiters.remove(waiter)
 
     async def down(self, progress: Callable[[str, float | None], None]) -> None:
-        """End every slot, the zygote and the router; remove our groups, sockets and records."""
+        """End every slot, the zygote and the router; remove our groups, sockets and records.
+
+        A socket that systemd holds goes too: with it the next question would start everything again.
+        """
         desk, run = self._desk, self._desk.folders.run
         phases = _Phases(progress)
         phases.begin("end slots")
@@ -150,6 +158,7 @@ class Daemon:
         phases.begin("end zygote")
         await desk.zygotes.close(stop=True)
         phases.begin("end router")
+        desk.folders.snapshot.unlink(missing_ok=True)  # first: systemd starts the next router at once
         desk.control.shut_down_router()
         await desk.control.wait_gone(_DOWN_S)
         phases.begin("clean up")
@@ -157,8 +166,10 @@ class Daemon:
         # Under systemd the next router may be up already, and its folder is its unit's.
         for name in ("slots", "inits", "records", "zygotes", *([] if is_unit(os.environ) else ["router"])):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("places.json", "snapshot.msgpack"):
-            (run / name).unlink(missing_ok=True)
+        (run / "places.json").unlink(missing_ok=True)
+        if self._held is not None:
+            phases.begin("let go of the admin socket")
+            await call_systemctl("stop", ADMIN_SOCKET)
         phases.end()
 
     async def _assemble(self, undo: AsyncExitStack) -> Desk:
@@ -171,12 +182,15 @@ class Daemon:
         undo.callback(os.close, lock_run(folders))
         undo.callback(os.close, lock_uids(config.uid_base))
         make_folders(folders, router_uid, router_gid)
+        for folder in (folders.run, folders.records, folders.zygotes):
+            remove_unfinished(folder)
         registry = Registry(folders.database)
         undo.callback(registry.close)
         events = Events(folders.database, config.events_kept, now_text)
         undo.callback(events.close)
         artifacts = Artifacts(folders.artifacts)
         artifacts.collect(registry.digests())
+        keep_logs(folders.logs, {row.name for row in registry.tenants()})
         units = is_unit(os.environ)
         backend = await find_backend(folders, registry.instance, units=units)
         house = House(

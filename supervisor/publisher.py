@@ -125,12 +125,16 @@ class Publisher:
         return views
 
     def _first_serial(self) -> int:
-        """Above every serial that this instance used: the last one written, or the clock where that is lost."""
+        """Above every serial that this instance used: the last one may have been sent and not written.
+
+        The clock is ahead of them, for nobody publishes every millisecond; where it was set back, the file is.
+        """
+        clock = time.time_ns() // 1_000_000
         try:
             last = view.decode(self._folders.snapshot.read_bytes())
         except (OSError, BedsitError):
-            return time.time_ns() // 1_000_000
-        return last.serial if last.instance == self._registry.instance else time.time_ns() // 1_000_000
+            return clock
+        return max(last.serial, clock) if last.instance == self._registry.instance else clock
 
 
 def _model(row: ModelRow) -> view.ModelView:

@@ -19,6 +19,7 @@ import msgspec
 from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.seqpacket import close_all
+from bedsit.ipc.slices import list_threads, set_slice
 from bedsit.ipc.slot import Assignment, Report, decode_report, encode_assignment
 from bedsit.sandbox.cgroup import Limits, Stats
 from bedsit.sandbox.inspect import REQUIRED_LAYERS, Expected, find_worker, inspect_slot, start_time
@@ -304,8 +305,8 @@ class Slots:
                 ours.callback(close_all, fds)
                 for open_artifact in open_artifacts:
                     fds.append(open_artifact())
-                self._room.backend.set_limits(slot, limits)
-                live.limits, live.assigned_s = limits, time.monotonic()
+                self.set_limits(slot, limits)
+                live.assigned_s = time.monotonic()
                 now = self._room.now()
                 live.record = msgspec.structs.replace(
                     live.record, tenant=assignment.tenant, models=models, assigned_at=now
@@ -326,6 +327,9 @@ class Slots:
     def set_limits(self, slot: str, limits: Limits) -> None:
         """Change a running slot's limits. Raises ``cgroup.refused``; the old ones hold then."""
         self._room.backend.set_limits(slot, limits)
+        if limits.slice_us != self.live[slot].limits.slice_us:
+            for pid in self._room.backend.procs(slot):
+                set_slice(list_threads(pid), limits.slice_us)
         self.live[slot].limits = limits
 
     def save_state(self, slot: str, state: Literal["serving", "draining"]) -> None:

@@ -63,6 +63,13 @@ def remove_logs(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def keep_logs(folder: Path, tenants: set[str]) -> None:
+    """Forget what all others than *tenants* printed, below the *folder* of all."""
+    for left in folder.iterdir():
+        if left.name not in tenants:
+            remove_logs(left)
+
+
 def last_lines(folder: Path, count: int) -> list[LogLine]:
     """The newest *count* lines of all slots of a tenant, oldest first. Reads at most what they can take."""
     lines: list[LogLine] = []

@@ -16,6 +16,8 @@ from bedsit.sandbox.cgroup import CgroupBackend, delegated
 from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.log import get_log
 
+#: Holds the admin socket.
+ADMIN_SOCKET: Final = "bedsitd.socket"
 _BOOTED: Final = Path("/run/systemd/system")  # sd_booted(3)
 _CALL_S: Final = 10.0
 _LOOK_EVERY_S: Final = 1.0

@@ -125,6 +125,7 @@ class Zygotes:
             return
         self._former, self.current = self.current, zygote
         self._up(generation, zygote.forks)
+        self.sweep()  # one that a killed daemon was starting listens by now
 
     async def _retire(self, zygote: Zygote) -> None:
         try:

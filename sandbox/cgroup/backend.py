@@ -22,6 +22,7 @@ class Limits:
     *cpus* is a share of time (1.5 = one and a half processors). When processors are short, groups share them by
     *cpu_weight* (1 to 10000), and those with *cpu_idle* get what nobody else wants. *cores* are the only ones that it
     runs on ("0-3,6" or "all"). *io_bps* are bytes a second read, and as many written, on each disk; 0: no limit.
+    *slice_us*, which is no group's but its threads', says how long it may keep others waiting for their turn; 0: usual.
     """
 
     memory_bytes: int
@@ -31,6 +32,7 @@ class Limits:
     cpu_idle: bool = False
     cores: str = ALL
     io_bps: int = 0
+    slice_us: int = 0
 
     @property
     def quota_us(self) -> int:

@@ -4,7 +4,9 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError, error
@@ -50,29 +52,30 @@ _HANDLERS: Final[Mapping[type, Handler]] = {
 _SO_PEERGROUPS: Final = 59  # socket(7), Linux 4.13; not in Python's socket module
 _MAX_GROUPS: Final = 1024
 _LIMIT: Final = 4 << 20
+#: From 3.13 on asyncio removes the file when it closes the listener, also of one that systemd holds.
+_KEEP: Final[Mapping[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class AdminServer:
     """The listener and its connections."""
 
-    def __init__(self, desk: Desk, admin_gid: int) -> None:
+    def __init__(self, desk: Desk, admin_gid: int, held: socket.socket | None) -> None:
         self._desk = desk
         self._admin_gid = admin_gid
+        self._held = held
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Listen. Bound under another name first: whoever sees the socket can use it."""
+        """Listen. What systemd does not hold is bound under another name first: whoever sees the socket can use it."""
         path = self._desk.folders.admin_socket
-        beside = path.with_name(".admin.new")
-        beside.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        refuse_descriptors(listener)
-        listener.bind(str(beside))
-        os.chown(beside, 0, self._admin_gid)
-        beside.chmod(0o660)
-        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_LIMIT)
-        beside.replace(path)
+        place = path if self._held is not None else path.with_name(".admin.new")
+        listener = self._held if self._held is not None else _bind(place)
+        self._admit(listener, place)
+        # It listens here in any case: whose listener it is, as clients are told, is who has called listen(2) last.
+        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_LIMIT, **_KEEP)
+        if self._held is None:
+            place.replace(path)
 
     async def close(self) -> None:
         """Listen no more; connections end where they are."""
@@ -81,7 +84,13 @@ class AdminServer:
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        self._desk.folders.admin_socket.unlink(missing_ok=True)
+        if self._held is None:
+            self._desk.folders.admin_socket.unlink(missing_ok=True)
+
+    def _admit(self, listener: socket.socket, place: Path) -> None:
+        refuse_descriptors(listener)
+        os.chown(place, 0, self._admin_gid)
+        place.chmod(0o660)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -129,6 +138,13 @@ class AdminServer:
         if uid == 0:
             return True
         return self._admin_gid != 0 and self._admin_gid in _groups_of(writer)
+
+
+def _bind(place: Path) -> socket.socket:
+    place.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(str(place))
+    return listener
 
 
 def _groups_of(writer: asyncio.StreamWriter) -> set[int]:

@@ -6,13 +6,19 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.heldlistener import check_place, take_held_listener, turn_away
+from bedsit.ipc.notify import Notifier
+from bedsit.ipc.slices import SHORTEST_US, set_slice
 from bedsit.supervisor.router.control import Control
 from bedsit.supervisor.router.door import Door
 from bedsit.supervisor.router.loop import Loop
@@ -44,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         setproctitle.setproctitle("bedsit: router")
     _raise_descriptor_limit()
     _bound_memory()
+    set_slice([0], SHORTEST_US)  # everybody waits for it
     if os.geteuid() == 0:
         if not options.user:
             print("bedsit-router: must not run as root: give --user UID:GID", file=sys.stderr)
@@ -52,6 +59,18 @@ def main(arguments: list[str] | None = None) -> int:
     if not _await_folder(run_dir / "router"):
         print(f"bedsit-router: {run_dir}/router is missing or not ours; is bedsitd running?", file=sys.stderr)
         return 75
+
+    door_path = run_dir / "router" / "door.sock"
+    held: socket.socket | None = None
+    try:
+        held = take_held_listener(os.environ, "door", socket.SOCK_SEQPACKET)
+        if held is not None:
+            check_place(held, door_path)
+    except BedsitError as e:
+        print(f"bedsit-router: {e}", file=sys.stderr)
+        if held is not None:
+            turn_away(held)
+        return 78
 
     loop = Loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -66,7 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     router = Router(run_dir, loop)
     control = Control(run_dir, router, loop)
     control.load_file()
-    door = Door(run_dir / "router" / "door.sock", router, loop)
+    door = Door(door_path, router, loop, held)
+    notifier = Notifier(os.environ)
+    notifier.tell("READY=1")
+    _keep_watched(notifier, loop)
     _log.info("serving", pid=os.getpid(), tenants=len(router.tenants), slots=len(router.slots))
     gc.freeze()
     try:
@@ -75,7 +97,16 @@ def main(arguments: list[str] | None = None) -> int:
         door.close(for_good=control.told_to_end)
         control.close()
         router.close()
+        notifier.close()
     return 0
+
+
+def _keep_watched(notifier: Notifier, loop: Loop) -> None:
+    """Tell systemd again and again that the loop turns, out of the loop."""
+    interval_s = notifier.watchdog_interval_s
+    if interval_s is not None:
+        notifier.tell("WATCHDOG=1")
+        loop.later(interval_s, partial(_keep_watched, notifier, loop))
 
 
 def _raise_descriptor_limit() -> None:

@@ -28,6 +28,7 @@ class Control:
         self._socket: socket.socket | None = None
         self._frames = FrameReader(_MAX_SNAPSHOT)
         self._unsent = bytearray()
+        self._begins = True
         self.told_to_end = False
         router.tell = self._say
         self._connect()
@@ -58,6 +59,7 @@ class Control:
             return
         link.setblocking(False)
         self._socket = link
+        self._begins = True
         self._frames = FrameReader(_MAX_SNAPSHOT)
         self._unsent.clear()
         self._loop.watch(link.fileno(), self._read)
@@ -92,7 +94,8 @@ class Control:
         match message:
             case {"op": "snapshot", "snapshot": bytes(data)}:
                 snapshot = snapshots.decode(data)
-                self._router.apply(snapshot)
+                self._router.apply(snapshot, anew=self._begins)
+                self._begins = False
                 self._say({"op": "ack", "serial": snapshot.serial})
             case {"op": "stats"}:
                 self._say({"op": "stats", "tenants": self._router.statistics()})

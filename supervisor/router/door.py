@@ -42,32 +42,29 @@ _log = structlog.get_logger("router.door")
 class Door:
     """Listens at *path* and serves every connection from the loop."""
 
-    def __init__(self, path: Path, router: Router, loop: Loop) -> None:
-        self._router, self._loop, self._path = router, loop, path
+    def __init__(self, path: Path, router: Router, loop: Loop, held: socket.socket | None = None) -> None:
+        """*held*: the listener at *path*, where systemd holds it."""
+        self._router, self._loop, self._path, self._is_held = router, loop, path, held is not None
         self._arena_numbers = itertools.count(1)
         self._waiting: dict[socket.socket, int] = {}  # the uid of each
         self._waiting_by_user: Counter[int] = Counter()
-        beside = path.with_name(".door.new")
-        beside.unlink(missing_ok=True)
-        self._listener = socket.socket(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        )
-        self._listener.bind(str(beside))
-        beside.chmod(0o666)  # any program on the box may knock; the key opens
-        refuse_descriptors(self._listener)
-        self._listener.listen(_BACKLOG)
-        # In place of the last router's in one step: a client finds a door at all times, and waits where nobody answers.
-        beside.replace(path)
-        loop.watch(self._listener.fileno(), self._accept)
+        self._listener = _listen(held) if held is not None else _bind(path)
+        if router.serial < 0:
+            router.hear_first = self._let_in  # until then nobody would be known: who comes waits
+        else:
+            self._let_in()
 
     def close(self, *, for_good: bool) -> None:
-        """Let nobody in any more; unless it is *for_good*, clients find a door that nobody opens yet."""
+        """Let nobody in any more. Unless it is *for_good* and ours, clients find a door that nobody opens yet."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
-        if for_good:
+        if for_good and not self._is_held:
             self._path.unlink(missing_ok=True)
         for connection in list(self._waiting):
             self._drop(connection)
+
+    def _let_in(self) -> None:
+        self._loop.watch(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
@@ -184,6 +181,26 @@ class Door:
         except (OSError, BedsitError):
             return False
         return True
+
+
+def _bind(path: Path) -> socket.socket:
+    """A listener in place of the last router's, in one step: a client finds a door at all times."""
+    beside = path.with_name(".door.new")
+    beside.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    listener.bind(str(beside))
+    beside.chmod(0o666)  # any program on the box may knock; the key opens
+    _listen(listener)
+    beside.replace(path)
+    return listener
+
+
+def _listen(listener: socket.socket) -> socket.socket:
+    """Listen, also where systemd does already: who connects is told that it is this process (unix(7), SO_PEERCRED)."""
+    listener.setblocking(False)
+    refuse_descriptors(listener)
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def _peer_uid(connection: socket.socket) -> int:

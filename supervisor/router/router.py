@@ -51,7 +51,11 @@ _log = structlog.get_logger("router")
 
 
 class Router:
-    """All state of the data plane. *tell* is called with what the daemon should hear; `control` sets and sends it."""
+    """All state of the data plane.
+
+    *tell* is called with what the daemon should hear, and set by `control`; *hear_first* after the first snapshot, and
+    set by `door`.
+    """
 
     def __init__(self, run_dir: Path, loop: Loop) -> None:
         self._run_dir = run_dir
@@ -67,6 +71,7 @@ class Router:
         self.slots: dict[str, SlotLink] = {}
         self.keys: dict[bytes, tuple[Tenant, str]] = {}  # by digest
         self.tell: Callable[[dict[str, Any]], None] = lambda _message: None
+        self.hear_first: Callable[[], None] = lambda: None
         lanes = run_dir / "router" / "lanes"
         lanes.mkdir(exist_ok=True)
         lanes.chmod(0o755)  # whatever the umask says: clients are other users
@@ -75,10 +80,15 @@ class Router:
 
     # --- what the daemon says --------------------------------------------------------------------------------------
 
-    def apply(self, snapshot: Snapshot) -> None:
-        """Make the router agree with the snapshot. Older ones than the last of the same instance are ignored."""
-        if snapshot.instance == self.instance and snapshot.serial <= self.serial:
+    def apply(self, snapshot: Snapshot, *, anew: bool = False) -> None:
+        """Make the router agree with the snapshot. Older ones than the last of the same instance are ignored.
+
+        *anew*: it is what a daemon begins with, which is right whatever it counts from. One that has lost its count
+        takes the clock's, and that may have been set back.
+        """
+        if not anew and snapshot.instance == self.instance and snapshot.serial <= self.serial:
             return
+        is_first = self.serial < 0
         self.serial, self.instance = snapshot.serial, snapshot.instance
         self._loop.spin(snapshot.spin_us)
         self._dispatch.set_parallel(snapshot.parallel)
@@ -87,6 +97,8 @@ class Router:
         for tenant in self.tenants.values():
             if tenant.waiting:
                 self._dispatch.pump(tenant)
+        if is_first:
+            self.hear_first()
 
     def _apply_tenants(self, views: dict[str, TenantView]) -> None:
         for name in [n for n in self.tenants if n not in views or views[n].number != self.tenants[n].view.number]:

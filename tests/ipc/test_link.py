@@ -293,10 +293,28 @@ def test_opening_the_session_takes_no_longer_than_the_caller_has(tmp_path: Path)
                 client.infer("m", _x(2), timeout_s=timeout_s)
             assert caught.value.code == "deadline.exceeded"
         assert not first.done()
+        (tmp_path / "router" / "door.sock").unlink()
         knocking, _ = listener.accept()
         knocking.close()
         assert _code(first) == "router.unavailable"
         client.close()
+
+
+def test_who_is_at_the_door_of_a_router_that_ends_knocks_again(tmp_path: Path) -> None:
+    """It was let in and not yet answered: the next router may answer. Where no door is left there is none."""
+    (tmp_path / "router").mkdir()
+    door = tmp_path / "router" / "door.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(door))
+        listener.listen(4)
+        listener.settimeout(_LONG_S)
+        with Client("acme", run_dir=str(tmp_path)) as client:
+            first = pool.submit(client.infer, "m", _x(1), timeout_s=_LONG_S)
+            listener.accept()[0].close()
+            again, _ = listener.accept()
+            door.unlink()
+            again.close()
+            assert _code(first) == "router.unavailable"
 
 
 def test_nobody_at_the_door_is_said_at_once(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ class Box:
         self.run, self.state = root / "run", root / "state"
         self.uid_base = 1_200_000_000 + secrets.randbelow(60_000) * 10_000
         self.settings: dict[str, Any] = {"pool_size": 1, "drain_timeout_s": 5.0}
-        #: What the daemon is started through, and with which environment; nothing and this one's.
+        #: What the daemon is started through, with which descriptors and which environment; nothing, none, this one's.
         self.starter: list[str] = []
+        self.passed: list[int] = []
         self.environment: dict[str, str] | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self.router: subprocess.Popen[bytes] | None = None
@@ -59,7 +60,12 @@ class Box:
         argv += ["--run-dir", str(self.run), "--state-dir", str(self.state)]
         with (self.root / "daemon.log").open("ab") as log:
             return subprocess.Popen(
-                argv, env=self.environment, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+                argv,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=self.passed,
             )
 
     def start(self, *, blank: int = 1) -> "Box":

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.slices import LONGEST_US, SHORTEST_US, list_threads
+from tests_support.slices import HAS_SLICES, read_slice
 
 pytestmark = pytest.mark.root
 
@@ -119,6 +121,23 @@ def test_batch_with_a_guarantee_has_a_weight(shared_box: Any) -> None:
     shared_box.call("tenant.set", name="vision", min_share=0.5)
 
     assert (idle.read_text(), weigh(shared_box, "vision")) == ("0\n", 100)
+
+
+@pytest.mark.skipif(not HAS_SLICES, reason="the kernel has no slices of one's own (6.12)")
+def test_the_class_says_how_long_others_wait_for_their_turn(shared_box: Any) -> None:
+    """Every thread of a batch worker may be sent away at once by everybody else; it changes while it runs."""
+    shared_box.tenant(service_class="batch")
+    shared_box.deploy()
+    (row,) = shared_box.ps(tenant="vision")
+
+    def slices() -> set[int]:
+        return {read_slice(thread) for thread in list_threads(row["worker_pid"])}
+
+    assert slices() == {LONGEST_US}
+    shared_box.call("tenant.set", name="vision", service_class="realtime")
+    assert slices() == {SHORTEST_US}
+    shared_box.call("tenant.set", name="vision", service_class="interactive")
+    assert slices() == {read_slice(os.getpid())}
 
 
 def test_the_kernels_refusal_names_file_value_and_errno_and_changes_nothing(shared_box: Any) -> None:

@@ -1,6 +1,7 @@
 """The snapshot: what the registry and the configuration say of tenants and models is what the router is told."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -232,3 +233,17 @@ def test_a_tenant_that_was_given_up_is_told_until_it_starts_again(desk: Desk) ->
     assert desk.publish().tenants[0].state == "draining"
     desk.publisher.draining.clear()
     assert desk.publish().tenants[0].state == "running"
+
+
+def test_no_serial_is_used_again_after_a_crash(desk: Desk, tmp_path: Path) -> None:
+    """The router has a snapshot that the file does not have yet: the next daemon's first one is newer nevertheless."""
+    desk.publish()
+    written = (tmp_path / "snapshot.msgpack").read_bytes()
+    sent = desk.publish()
+    (tmp_path / "snapshot.msgpack").write_bytes(written)
+    while time.time_ns() // 1_000_000 <= sent.serial:  # a daemon takes longer to start
+        pass
+    next_desk = Desk(tmp_path)
+
+    assert next_desk.publish().serial > sent.serial
+    next_desk.registry.close()

@@ -13,13 +13,13 @@ import pytest
 import structlog
 
 from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.notify import Notifier
 from bedsit.supervisor.atomic import write_atomically
 from bedsit.supervisor.causes import Cause, classify
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders, lock_run, lock_uids
 from bedsit.supervisor.keys import make_key
 from bedsit.supervisor.log import Journal
-from bedsit.supervisor.notify import Notifier
 from bedsit.supervisor.records import Places, Record, Records, Unreadable, load_places, save_places
 from bedsit.supervisor.refusedcalls import RefusedCalls
 from bedsit.supervisor.registry import Registry

@@ -9,6 +9,7 @@ import pytest
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = ("bedsitd.service", "bedsit-router.service", "bedsit-zygote@.service", "bedsit-nvml@.service")
+SOCKETS = ("bedsitd.socket", "bedsit-router.socket")
 # What is 0.0 to 10.0 on systemd's scale is 0 to 100 for its --threshold.
 BOUNDS = {"bedsit-router.service": 20, "bedsitd.service": 35, "bedsit-zygote@.service": 60, "bedsit-nvml@.service": 30}
 # Directives that leave open what a careful service closes, when they have these values or when they are not empty.
@@ -41,7 +42,7 @@ def installed(tmp_path: Path) -> Path:
     programs = tmp_path / "bin"
     folder.mkdir()
     programs.mkdir()
-    for path in [*UNITS.glob("*.service"), *UNITS.glob("*.socket"), *UNITS.glob("*.slice")]:
+    for path in [path for kind in ("service", "socket", "slice") for path in UNITS.glob(f"*.{kind}")]:
         text = path.read_text()
         for program in set(re.findall(r"/opt/bedsit/bin/([a-z-]+)", text)):
             (programs / program).write_text("#!/bin/sh\n")
@@ -125,6 +126,28 @@ def test_what_the_readme_enables_can_be() -> None:
         assert wanted == ["sockets.target" if unit.endswith(".socket") else "multi-user.target"], name
 
 
+@pytest.mark.parametrize("name", SOCKETS)
+def test_sockets_are_held_for_good(name: str) -> None:
+    """Passed to the service of the same name, which asks for it; no crowd ends it; it goes with the slice."""
+    directives = {key: value for _, key, value in read_directives(name)}
+    (wants,) = [value for _, key, value in read_directives(name.replace(".socket", ".service")) if key == "Wants"]
+    assert name in wants.split()
+    assert (directives["TriggerLimitIntervalSec"], directives["Slice"]) == ("0", "bedsit.slice")
+    assert directives["WantedBy"] == "sockets.target"
+    # Who stops it alone would cut off the program that still listens.
+    assert "RemoveOnStop" not in directives
+
+
+def test_sockets_are_where_clients_look() -> None:
+    """The path, the kind, the name under which it is passed, and who may connect before its program has come."""
+    admin = {key: value for _, key, value in read_directives("bedsitd.socket")}
+    assert (admin["ListenStream"], admin["FileDescriptorName"]) == ("/run/bedsit/admin.sock", "admin")
+    assert admin["SocketMode"] == "0600"
+    door = {key: value for _, key, value in read_directives("bedsit-router.socket")}
+    assert (door["ListenSequentialPacket"], door["FileDescriptorName"]) == ("/run/bedsit/router/door.sock", "door")
+    assert (door["SocketMode"], door["SocketUser"], door["SocketGroup"]) == ("0666", "bedsit-router", "bedsit-router")
+
+
 def test_the_router_has_nothing_and_is_always_restarted() -> None:
     """Its own user, no capability, no delay, no limit of restarts."""
     directives = {key: value for _, key, value in read_directives("bedsit-router.service")}
@@ -134,6 +157,11 @@ def test_the_router_has_nothing_and_is_always_restarted() -> None:
         "always",
         "0",
         "0",
+    )
+    assert (directives["Type"], directives["WatchdogSec"], directives["RestartPreventExitStatus"]) == (
+        "notify",
+        "15",
+        "78",
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tests.box.guest.check import BIN, PARCEL, check, run
 
+_KINDS = ("service", "socket", "slice")
 _UNITS = Path("/usr/lib/systemd/system")
 
 
@@ -35,13 +36,7 @@ def wheel() -> str:
 def units() -> None:
     """Units, users and folders, as systemd/README.md has it; systemd finds nothing to say about them."""
     files = PARCEL / "systemd"
-    run(
-        "install",
-        "-m",
-        "0644",
-        *(file for kind in ("service", "socket", "slice") for file in files.glob(f"*.{kind}")),
-        _UNITS,
-    )
+    run("install", "-m", "0644", *(path for kind in _KINDS for path in files.glob(f"*.{kind}")), _UNITS)
     run("install", "-m", "0644", files / "sysusers.d/bedsit.conf", "/usr/lib/sysusers.d/")
     run("install", "-m", "0644", files / "tmpfiles.d/bedsit.conf", "/usr/lib/tmpfiles.d/")
     run("systemd-sysusers")

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from tests.box.guest.check import CGROUPS, RUN, bedsit, check, is_full, run, wait_until
+from bedsit import BedsitError
+from tests.box.guest.check import CGROUPS, RUN, ask, bedsit, check, is_full, run, wait_until
 from tests.box.guest.load import Load
 
 _SLICE = CGROUPS / "bedsit.slice"
@@ -11,9 +12,15 @@ _SLICE = CGROUPS / "bedsit.slice"
 
 @check("tenant")
 def down() -> None:
-    """bedsit down and a stop of the router leave no process, cgroup, mount or socket."""
+    """bedsit down and a stop of the router leave no process, cgroup, mount or socket, and a question starts nothing."""
     bedsit("down")
-    run("systemctl", "stop", "bedsit-router", "bedsitd")
+    run("systemctl", "stop", "bedsit-router.socket", "bedsit-router")
+    try:
+        ask("ping")
+    except BedsitError as e:
+        assert e.code == "daemon.unavailable", e
+    else:
+        raise AssertionError("somebody has answered")
     wait_until(lambda: not _find_leftovers(), "nothing is left", 10) if _find_leftovers() else None
     left = _find_leftovers()
     assert not left, f"left behind: {left}"
@@ -23,9 +30,10 @@ def down() -> None:
 
 @check("down", within_s=150)
 def starts_again() -> None:
-    """What is on disk is enough: the tenant is served again, without another word."""
+    """What is on disk is enough: the tenant is served again, without another word; the sockets are systemd's again."""
     run("systemctl", "start", "bedsitd", "bedsit-router")
     wait_until(is_full, "the pool is full", 140)
+    run("systemctl", "is-active", "bedsitd.socket", "bedsit-router.socket")
     with Load():
         pass
 

@@ -1,6 +1,7 @@
 """A client that asks the tiny model again and again, and knows the answers."""
 
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,7 @@ class Load(threading.Thread):
         super().__init__(daemon=True)
         self.failures: list[str] = []
         self.answered = 0
+        self.slowest_s = 0.0
         self._stop_asking = threading.Event()
         self._weights = load_file(PARCEL / "tiny" / "model.safetensors")
 
@@ -29,11 +31,13 @@ class Load(threading.Thread):
         with Client(TENANT) as client:
             while not self._stop_asking.wait(_GAP_S):
                 x = generator.standard_normal((2, 64), np.float32)
+                began = time.monotonic()
                 try:
                     y = client.infer("tiny", {"x": x}, timeout_s=30)["y"]
                 except BedsitError as e:
                     self.failures.append(f"request {self.answered}: {e.code}: {e}")
                     continue
+                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
                 if np.allclose(y, self._expect(x), atol=1e-4):
                     self.answered += 1
                 else:

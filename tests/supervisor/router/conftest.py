@@ -44,6 +44,7 @@ from bedsit.ipc.slot import (
     encode_note,
 )
 from bedsit.ipc.snapshot import KeyView, ModelView, SlotView, Snapshot, TenantView, VersionView
+from tests_support.holder import Holder
 
 ROUTER_UID = 1_899_999_999
 WORKER_UID = 1_899_999_900
@@ -243,15 +244,17 @@ class Plane:
 
     # --- the router ------------------------------------------------------------------------------------------------
 
-    def start_router(self, *, meet: bool = True) -> None:
-        """Start the router; *meet* it as the daemon."""
+    def start_router(self, *, meet: bool = True, holder: Holder | None = None) -> None:
+        """Start the router, with a door that is held or without; *meet* it as the daemon."""
         with self.router_log.open("ab") as log:
             self.router = subprocess.Popen(
                 [
+                    *(holder.starter if holder else ()),
                     *(sys.executable, "-I", "-m", "bedsit.supervisor.router", "--run-dir", str(self.run_dir)),
                     *("--user", f"{ROUTER_UID}:{ROUTER_UID}"),
                 ],
                 stderr=log,
+                pass_fds=holder.fds if holder else (),
             )
         if meet:
             self.meet()

@@ -1,6 +1,7 @@
 """The daemon goes, the router goes: what goes on meanwhile and what comes back."""
 
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from bedsit import BedsitError, Client
 from bedsit.ipc.frames import send_frame
+from tests_support.holder import Holder, listener_pid
 
 ONE = {"x": np.zeros(1, np.float32)}
 BLOCK = {"x": np.array([1.0, 5.0], np.float32)}
@@ -135,6 +137,72 @@ def test_a_newcomer_waits_for_a_router_that_restarts(plane: Any) -> None:
         assert not answer.done()
         plane.start_router()
         assert answer.result()["y"].tolist() == [1.0]
+
+
+def test_a_door_that_is_held_outlives_every_router(plane: Any) -> None:
+    """Killed, ended, told to end: a newcomer waits and is let in by the next one, which the kernel names."""
+    plane.add_slot("acme")
+    plane.stop_router(signal.SIGKILL)
+    door = plane.run_dir / "router" / "door.sock"
+    door.unlink()
+    with Holder("door", door, socket.SOCK_SEQPACKET) as holder:
+        door.chmod(0o666)
+        for end in (signal.SIGKILL, signal.SIGTERM):
+            with ThreadPoolExecutor(1) as pool, Client("acme", run_dir=str(plane.run_dir)) as client:
+                answer = pool.submit(client.infer, "gate", ONE)
+                time.sleep(0.2)
+                assert not answer.done()
+                plane.start_router(holder=holder)
+                assert answer.result()["y"].tolist() == [1.0]
+            assert listener_pid(door, socket.SOCK_SEQPACKET) == plane.router.pid
+            plane.stop_router(end)
+        plane.start_router(holder=holder)
+        send_frame(plane.daemon, {"op": "shutdown"})
+        assert plane.router.wait(30) == 0
+        assert door.exists()
+        plane.leave()
+    plane.start_router()
+
+
+def test_nobody_is_let_in_before_anybody_is_known(plane: Any) -> None:
+    """A router without a snapshot does not say that there is no such tenant: clients wait for the daemon too."""
+    plane.add_slot("acme")
+    plane.stop_router(signal.SIGKILL)
+    (plane.run_dir / "snapshot.msgpack").unlink()
+    with ThreadPoolExecutor(1) as pool, Client("acme", run_dir=str(plane.run_dir)) as client:
+        answer = pool.submit(client.infer, "gate", ONE)
+        plane.start_router(meet=False)
+        time.sleep(0.5)
+        assert not answer.done()
+        plane.meet()
+        assert answer.result()["y"].tolist() == [1.0]
+
+
+def test_a_daemon_that_counts_from_below_is_heard(plane: Any) -> None:
+    """It has lost its last snapshot, and the clock that it counts from was set back: what it says is right anyway."""
+    plane.add_slot("acme")
+    plane.leave(for_good=True)
+    plane.restart_counting(plane.instance)
+    plane.come_back()
+    with Client("acme", run_dir=str(plane.run_dir)) as client:
+        client.infer("gate", ONE)
+        plane.change("acme", state="stopped")
+        with pytest.raises(BedsitError) as caught:
+            client.infer("gate", ONE)
+        assert caught.value.code == "tenant.stopped"
+
+
+def test_a_door_at_another_place_is_a_mistake(plane: Any) -> None:
+    """Said by exit status 78, after which systemd does not try again; who waits is turned away."""
+    with Holder("door", plane.run_dir / "elsewhere", socket.SOCK_SEQPACKET) as holder:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(holder.path))
+            first = plane.router
+            plane.start_router(meet=False, holder=holder)
+            assert plane.router.wait(30) == 78
+            assert client.recv(1) == b""
+        plane.router = first
+    assert "and not at" in plane.router_log.read_text()
 
 
 def test_nobody_waits_where_no_router_ever_was(tmp_path: Path) -> None:
