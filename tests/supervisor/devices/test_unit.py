@@ -37,7 +37,7 @@ def test_one_that_hangs_leaves_when_the_daemon_hangs_up(watch: Watch, nvml: Fake
             assert watched.gpu(1).trouble is None
         await watched.wait_change("device.recovered")
 
-    watch(story, unit=unit.path, call_s=0.5)
+    watch(story, unit=unit.path, call_s=2.0)
 
 
 def test_one_that_dies_is_followed_by_another(watch: Watch, nvml: FakeNvml, unit: Any) -> None:

@@ -78,12 +78,12 @@ def test_a_start_that_hangs_is_ended(watch: Watch, nvml: FakeNvml) -> None:
     nvml.write()
 
     async def story(watched: Any) -> None:
-        assert "nvmlInit did not return within 1 s" in watched.devices.box.trouble.what
+        assert "nvmlInit did not return within 3 s" in watched.devices.box.trouble.what
         nvml.more = []
         nvml.write()
         await watched.wait_change("device.found")
 
-    watch(story, start_s=1.0)
+    watch(story, start_s=3.0)
 
 
 @pytest.mark.parametrize("card", [A100, A30, H100, H200, B200, L4], ids=lambda card: card.name)
@@ -251,7 +251,7 @@ def test_more_processes_than_anybody_reads_are_cut_off(watch: Watch, nvml: FakeN
         ("fail nvmlDeviceGetMigMode 1 16", "has to be reset"),
         ("fail nvmlDeviceGetHandleByIndex_v2 1 19", "is being changed by another program"),
         ("fail nvmlDeviceGetName 1 999", "nvmlDeviceGetName: Unknown Error (999)"),
-        ("hang nvmlDeviceGetMemoryInfo 1", "nvmlDeviceGetMemoryInfo did not return within 0.5 s"),
+        ("hang nvmlDeviceGetMemoryInfo 1", "nvmlDeviceGetMemoryInfo did not return within 2 s"),
         ("hang nvmlDeviceGetHandleByIndex_v2 1", "nvmlDeviceGetHandleByIndex did not return"),
         ("die nvmlDeviceGetName 1", "ended in nvmlDeviceGetName: signal 11"),
     ],
@@ -279,7 +279,7 @@ def test_a_gpu_that_fails_is_degraded_and_the_others_run_on(
         assert watched.gpu(1).trouble is None
         assert {change.device for change in watched.changes if change.kind == "device.degraded"} == {degraded.device}
 
-    watch(story, call_s=0.5)
+    watch(story, call_s=2.0)
 
 
 def test_a_gpu_that_hangs_from_the_start_is_listed_by_its_place(watch: Watch, nvml: FakeNvml) -> None:
@@ -297,7 +297,7 @@ def test_a_gpu_that_hangs_from_the_start_is_listed_by_its_place(watch: Watch, nv
         await watched.wait(lambda: watched.gpu().uuid == nvml.gpus[0].uuid)
         assert len(watched.devices.box.gpus) == 2
 
-    watch(story, call_s=0.5)
+    watch(story, call_s=2.0)
 
 
 def test_a_gpu_that_vanished_is_kept_as_degraded(watch: Watch, nvml: FakeNvml) -> None:
@@ -417,7 +417,7 @@ def test_a_helper_that_stops_is_ended(watch: Watch, nvml: FakeNvml) -> None:
         os.kill(first, signal.SIGSTOP)
         await watched.wait(lambda: watched.devices._helper and watched.helper_pid != first)
 
-    watch(story, call_s=0.5)
+    watch(story, call_s=2.0)
 
 
 def test_the_fake_has_the_tables_that_were_measured(nvml: FakeNvml) -> None:
