@@ -32,7 +32,9 @@ async def show(desk: Desk, request: schema.DeviceShow, _call: Call) -> dict[str,
 
 def summarise(box: Box) -> dict[str, Any]:
     """The numbers for ``status``."""
-    broken = [gpu.uuid for gpu in box.gpus if gpu.trouble is not None]
+    broken = []
+    for gpu in box.gpus:  # a GPU that fails is named, and not all of its parts
+        broken += [gpu.uuid] if gpu.trouble else [part.id for part in gpu.slices if part.trouble]
     return {
         "gpus": len(box.gpus),
         "mig": sum(part.kind == "mig" for part in box.slices),

@@ -242,5 +242,5 @@ def _note(report: GpuReport) -> str:
 
 
 def _describe(report: GpuReport) -> str:
-    parts = {"on": f"{len(report.instances)} MIG devices", "off": "whole", "unsupported": "whole"}
-    return f"{report.name}, {report.memory_bytes >> 20} MiB, {parts[report.mig]}"
+    cut = f"cut into {len(report.instances)}" if report.mig == "on" else "whole"
+    return f"{report.name}, {report.memory_bytes >> 20} MiB, {cut}"
