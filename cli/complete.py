@@ -14,6 +14,7 @@ from bedsit.ipc.errors import BedsitError
 
 _BUDGET_S: Final = 0.2
 # zsh evaluates what completion prints: nothing but plain names may get there, whoever answers on the socket.
+_DEVICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _PLAIN: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}(/[a-z][a-z0-9_.-]{0,62})?")
 
 
@@ -38,16 +39,28 @@ def complete_keys(ctx: typer.Context, incomplete: str) -> list[str]:
     ]
 
 
+def complete_devices(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Devices that begin with *incomplete*."""
+    answer = _ask_for(ctx, "device.list")
+    rows = answer.get("devices") if isinstance(answer, dict) else None
+    names = (str(row.get("id")) for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+    return [name for name in names if _DEVICE.fullmatch(name) and name.startswith(incomplete)]
+
+
 def _plain(names: Iterable[object], incomplete: str) -> list[str]:
     return [n for n in names if isinstance(n, str) and n.startswith(incomplete) and _PLAIN.fullmatch(n)]
 
 
-def _ask(ctx: typer.Context, op: str, **args: Any) -> list[dict[str, Any]]:
+def _ask_for(ctx: typer.Context, op: str, **args: Any) -> Any:
     try:
         with AdminClient(_find_run_dir(ctx) / SOCKET_NAME, timeout_s=_BUDGET_S) as admin:
-            answer = admin.call(op, **args)
+            return admin.call(op, **args)
     except (BedsitError, OSError, ValueError):
-        return []
+        return None
+
+
+def _ask(ctx: typer.Context, op: str, **args: Any) -> list[dict[str, Any]]:
+    answer = _ask_for(ctx, op, **args)
     return [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
 
 

@@ -11,6 +11,7 @@ _BY_CODE: Final[Mapping[str, str]] = {
     "daemon.already_running": "look at it: bedsit status",
     "daemon.unavailable": "start it: bedsit up",
     "deadline.exceeded": "what goes on: bedsit events --follow",
+    "device.not_found": "the devices there are: bedsit device list",
     "internal": "a bug in bedsit; please report it with the output of: bedsit doctor -o json",
     "key.invalid": "make a new key: bedsit key create TENANT",
     "key.not_found": "the keys there are: bedsit key list TENANT",

@@ -4,6 +4,7 @@ from typing import Any
 
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_app, verb
+from bedsit.cli.device import describe_devices
 from bedsit.cli.table import Row
 from bedsit.cli.tenant import describe_walls
 from bedsit.cli.text import format_duration
@@ -29,6 +30,7 @@ def _fields(status: Row) -> list[tuple[str, object]]:
         ("zygote", _zygote(zygote)),
         ("pool", f"{pool.get('blank')} of {pool.get('target')} blank, {pool.get('building')} building"),
         ("cgroups", f"limits {cgroup.get('limits')}, life cycle {cgroup.get('lifecycle')}"),
+        ("devices", describe_devices(status.get("devices"))),
         ("walls", describe_walls(status.get("walls"))),
         ("run dir", status.get("run_dir")),
         ("state dir", status.get("state_dir")),

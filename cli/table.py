@@ -26,6 +26,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "off": _YELLOW,
     "unknown": _YELLOW,
     "missing": _RED,
+    "degraded": _RED,
     "failed": _RED,
     "lost": _RED,
     "blank": _DIM,

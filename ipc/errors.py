@@ -113,6 +113,7 @@ CODES: Final[Mapping[str, type[BedsitError]]] = {
     "daemon.already_running": AlreadyExists,
     "daemon.unavailable": Unavailable,
     "deadline.exceeded": DeadlineExceeded,
+    "device.not_found": NotFound,
     "disk.full": ResourceExhausted,
     "folder.unusable": InvalidRequest,
     "input.invalid": InvalidRequest,

@@ -5,6 +5,7 @@
                        │        └── stimuli ← slots, zygotes,        ├→ publisher → control   (towards the router)
                        │                      control, timers        └→ timers, cores → shares
                        ├→ recovery (once, at start)
+                       ├→ devices/ (what there is to compute on; NVML in a process of its own)
                        └→ admin/ (the operator's API)
 
 No tenant byte is parsed in this process: archives, manifests and messages of workers pass through it unread.

@@ -27,6 +27,7 @@ from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
+from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import (
@@ -93,7 +94,8 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for task in (loop.create_task(self._watch(notifier)), loop.create_task(self._look.run())):
+            for endless in (self._watch(notifier), self._look.run(), desk.devices.run()):
+                task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
             await self._leave.wait()
@@ -232,6 +234,11 @@ class Daemon:
         publisher = Publisher(config, folders, router_gid, registry, house, slots, control.send_snapshot)
         timers = Timers(lambda timer: self.feed(on.TimerFired(timer)))
         undo.callback(timers.stop_all)
+        devices = Devices(
+            lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
+            unit=folders.nvml_socket if units else None,
+        )
+        undo.push_async_callback(devices.close)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -263,6 +270,7 @@ class Daemon:
             publisher=publisher,
             control=control,
             effects=effects,
+            devices=devices,
             feed=self.feed,
             wait_until=self.wait_until,
             down=self.down,

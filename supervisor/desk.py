@@ -12,6 +12,7 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
+from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
@@ -45,6 +46,7 @@ class Desk:
     publisher: Publisher
     control: Control
     effects: Effects
+    devices: Devices
     feed: Callable[[on.Stimulus], None]
     wait_until: Callable[[Callable[[], bool], float], Awaitable[bool]]
     down: Callable[[Callable[[str, float | None], None]], Awaitable[None]]

@@ -37,6 +37,11 @@ class Folders:
         return self.run / "admin.sock"
 
     @property
+    def nvml_socket(self) -> Path:
+        """SEQPACKET, held by systemd: each connection starts a helper that asks NVML. Without systemd there is none."""
+        return self.run / "nvml.sock"
+
+    @property
     def control_socket(self) -> Path:
         """STREAM, the router connects here."""
         return self.run / "control.sock"

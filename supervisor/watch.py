@@ -21,19 +21,16 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, 
 class PacketLink:
     """A client connection over SEQPACKET: *heard* gets every packet, *ended* is called once when the peer is gone.
 
-    Never waits, not even to connect: a listener whose queue is full is a BlockingIOError.
+    Never waits, not even to connect: a listener whose queue is full is a BlockingIOError. A socket that is connected
+    is taken over.
     """
 
-    def __init__(self, path: str, heard: Callable[[dict[str, Any]], None], ended: Callable[[], None]) -> None:
-        kind = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_UNIX, kind)
+    def __init__(
+        self, peer: str | socket.socket, heard: Callable[[dict[str, Any]], None], ended: Callable[[], None]
+    ) -> None:
+        self._socket = connect(peer) if isinstance(peer, str) else peer
         self._heard = heard
         self._ended = ended
-        try:
-            self._socket.connect(path)
-        except OSError:
-            self._socket.close()
-            raise
         asyncio.get_running_loop().add_reader(self._socket, self.drain)
 
     def watch_peer(self, ended: Callable[[], None]) -> "EndWatch":
@@ -78,6 +75,17 @@ class PacketLink:
         if self._socket.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
+
+
+def connect(path: str) -> socket.socket:
+    """Connected at once, or not: raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class EndWatch:

@@ -110,8 +110,8 @@ def test_base_install_says_what_the_command_needs(client_python: Path) -> None:
 
 
 def test_daemon_never_loads_zmq_or_torch() -> None:
-    """Importing everything that bedsitd imports brings neither libzmq nor torch into the process."""
-    code = "import sys, bedsit.supervisor.__main__; print([m for m in ('zmq', 'torch') if m in sys.modules])"
+    """Importing everything that bedsitd imports brings neither libzmq, torch nor NVML's binding into the process."""
+    code = "import sys, bedsit.supervisor.__main__; print([m for m in ('zmq', 'torch', 'pynvml') if m in sys.modules])"
 
     assert run(sys.executable, code, "-I") == "[]"
 

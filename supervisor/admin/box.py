@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import bedsit
 from bedsit.ipc.errors import BedsitError
-from bedsit.supervisor.admin import schema, tenants
+from bedsit.supervisor.admin import devices, schema, tenants
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import Traffic
 from bedsit.supervisor.desk import Desk
@@ -53,6 +53,7 @@ async def status(desk: Desk, request: schema.Status, _call: Call) -> dict[str, A
             "pid": desk.control.router_pid,
             "version": desk.control.router_version,
         },
+        "devices": devices.summarise(desk.devices.box),
         "walls": _worst_walls(desk),
         "tenants": [tenants.view(desk, row) for row in desk.registry.tenants()],
         "events_lost": desk.events.lost,

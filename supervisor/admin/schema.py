@@ -37,6 +37,7 @@ Cores = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^(all|[0-9]+(-[0-9
 Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Version = Annotated[int, msgspec.Meta(ge=1)]
+DeviceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 #: What an argument takes, where msgspec would name a type or a pattern. An operation's own words are after its name.
@@ -246,6 +247,16 @@ class ModelDelete(_Request, frozen=True, tag="model.delete"):
     version: Version | None = None
 
 
+class DeviceList(_Request, frozen=True, tag="device.list"):
+    """All devices."""
+
+
+class DeviceShow(_Request, frozen=True, tag="device.show"):
+    """One device, by its name or the beginning of it."""
+
+    name: DeviceName
+
+
 class Ps(_Request, frozen=True, tag="ps"):
     """All slots."""
 
@@ -277,7 +288,7 @@ class Down(_Request, frozen=True, tag="down"):
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
     Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantRestart, TenantDrain,
     TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelRelease,
-    ModelDelete, Ps, EventsAsked, LogsAsked, Backup, Down,
+    ModelDelete, DeviceList, DeviceShow, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
 

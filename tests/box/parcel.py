@@ -1,4 +1,4 @@
-"""What is new on every run: the wheel of this checkout, its tests, its units, and a bundle of the tiny model.
+"""What is new on every run: the wheel of this checkout, its tests, its units, a fake NVML, and the tiny model's bundle.
 
 A tar file that the box gets as its second disk: nobody has to make a file system, or to mount one.
 """
@@ -14,6 +14,7 @@ from tests.box.image import ROOT
 #: Of the checkout; the packages themselves are not here, so that nothing but the wheel can be what is tested.
 _FOLDERS: Final = ("tests", "examples", "systemd")
 _FILES: Final = ("pyproject.toml", "constraints.txt")
+_NVML: Final = ROOT / "tests/support/tests_support/nvml/fake.c"
 _WASTE: Final = ("__pycache__", ".hypothesis", ".pytest_cache")
 
 
@@ -28,11 +29,16 @@ def pack_parcel(folder: Path) -> Path:
         cwd=ROOT,
         capture_output=True,
     )
+    (folder / "nvml").mkdir()
+    library = folder / "nvml/libnvidia-ml.so.1"
+    compiler = ("cc", "-shared", "-fPIC", "-pthread", _NVML, f"-Wl,-soname,{library.name}", "-o", library, "-ldl")
+    subprocess.run(compiler, check=True, capture_output=True)
     with tarfile.open(parcel, "w") as tar:
         for name in (*_FOLDERS, *_FILES):
             tar.add(ROOT / name, name, filter=_leave_out)
         tar.add(folder / "dist", "dist")
         tar.add(folder / "tiny", "tiny")
+        tar.add(folder / "nvml", "nvml")
     return parcel
 
 

@@ -28,7 +28,7 @@ _DEADLINE_S: Final = 900
 #: From the order to power off until the machine is off, with slots running, on an emulated processor.
 _POWER_OFF_S: Final = 15.0
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedsit" / "box"
-_NEEDS: Final = {PROGRAM: "qemu-system-x86", "setpriv": "util-linux"}
+_NEEDS: Final = {PROGRAM: "qemu-system-x86", "setpriv": "util-linux", "cc": "gcc libc6-dev"}
 
 
 def main() -> int:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Final
 
-from tests.box.guest import doors, ground, install, jail, killed, leaving, limits, serving, struck, upgrade
+from tests.box.guest import devices, doors, ground, install, jail, killed, leaving, limits, serving, struck, upgrade
 from tests.box.guest.check import CHECKS
 
 #: The jail's tests have the machine to themselves: before there is a bedsit whose slots come and go. A zygote takes an
 #: emulated processor most of a minute: after it is killed comes the version that brings another one anyway.
-_CHAPTERS: Final = (install, jail, serving, killed, doors, limits, ground, struck, upgrade, leaving)
+_CHAPTERS: Final = (install, jail, serving, devices, killed, doors, limits, ground, struck, upgrade, leaving)
 NAMES: Final = tuple(
     name for chapter in _CHAPTERS for name, check in CHECKS.items() if check.run.__module__ == chapter.__name__
 )

@@ -1,0 +1,7 @@
+"""A program of its own: asks NVML through NVIDIA's binding, and tells the daemon.
+
+Why a process: a call of NVML can hang in the driver for ever, and a library of a vendor's in the root daemon would be
+one that we cannot take out again. The daemon kills this one instead, and starts another.
+
+Assumes nothing of the daemon but its end of a socket. Guarantees: changes no setting of a card; leaves with the daemon.
+"""

@@ -1,0 +1,404 @@
+/* libnvidia-ml.so.1 for machines without a GPU: says what the file "script" beside it says, read anew at each call.
+ *
+ * Lines of the script; K is a GPU's number for good, its index is its place among the lines. -1: any GPU, or none.
+ *
+ *   init CODE                                              what nvmlInit gives
+ *   driver VERSION
+ *   gpu K MINOR BYTES CORES MAJOR MINOR MIG PENDING LIMITS GPM ACCOUNTING UUID NAME
+ *   profile K ENUM ID SLICES COUNT SMS MB START:SIZE,... NAME
+ *   mig K INDEX GI CI SMS MB PROFILE START SIZE UUID NAME
+ *   process K PID BYTES GI
+ *   event K TYPE DATUM GI                                  delivered once to each set that is there when it is appended
+ *   fail FUNCTION K CODE                                   FUNCTION may be *
+ *   hang FUNCTION K
+ *   die FUNCTION K                                         a crash in the library
+ *
+ * Structures and codes are those of nvml.h as the binding declares them (pynvml.py). Which symbols there are is decided
+ * when it is linked: see library.py.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { OK, UNINITIALIZED, INVALID, NOT_SUPPORTED, NOT_FOUND = 6, TOO_SMALL, TIMEOUT = 10, LOST = 15 };
+enum { GPUS = 16, PROFILES = 24, PLACES = 8, MIGS = 16, ROWS = 512, TEXT = 96 };
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef void *Device;
+
+typedef struct { u32 start, size; } Place;
+typedef struct { int k; u32 number, id, slices, count, sms, places; u64 mb; Place place[PLACES]; char name[TEXT]; } Profile;
+typedef struct { int k; u32 index, gi, ci, sms, profile; u64 mb; Place place; char uuid[TEXT], name[TEXT]; } Mig;
+typedef struct { int k; u32 minor, cores, mig, pending, limits, gpm, accounting; int major_cc, minor_cc; u64 bytes;
+                 char uuid[TEXT], name[TEXT]; } Gpu;
+typedef struct { int k; u32 pid, gi; u64 bytes; } Process;
+typedef struct { int k; u64 type, datum; u32 gi; } Event;
+typedef struct { char function[TEXT]; int k, code, hangs, dies; } Fault;
+
+static struct {
+    int init, gpus, profiles, migs, processes, events, faults;
+    char driver[TEXT];
+    Gpu gpu[GPUS]; Profile profile[GPUS * PROFILES]; Mig mig[GPUS * MIGS];
+    Process process[ROWS]; Event event[ROWS]; Fault fault[ROWS];
+} now;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int is_open;
+static char handles[GPUS], mig_handles[GPUS][MIGS], instances[GPUS][MIGS]; /* their addresses are the handles */
+
+static FILE *open_script(void) {
+    Dl_info own;
+    char path[4096];
+    if (!dladdr((void *)open_script, &own)) return NULL;
+    const char *slash = strrchr(own.dli_fname, '/');
+    snprintf(path, sizeof path, "%.*s/script", slash ? (int)(slash - own.dli_fname) : 1, slash ? own.dli_fname : ".");
+    return fopen(path, "re");
+}
+
+static void read_places(Profile *p, const char *text) {
+    for (int used = 0; p->places < PLACES; text += used) {
+        Place *place = &p->place[p->places];
+        if (sscanf(text, "%u:%u%n", &place->start, &place->size, &used) != 2) return;
+        p->places++;
+        if (text[used] == ',') used++;
+    }
+}
+
+static void read_script(void) {
+    char line[1024], places[256];
+    memset(&now, 0, sizeof now);
+    FILE *file = open_script();
+    if (!file) abort(); /* a fake without a script is a mistake in the test */
+    while (fgets(line, sizeof line, file)) {
+        Gpu *g = &now.gpu[now.gpus];
+        Profile *p = &now.profile[now.profiles];
+        Mig *m = &now.mig[now.migs];
+        Process *r = &now.process[now.processes];
+        Event *e = &now.event[now.events];
+        Fault *f = &now.fault[now.faults];
+        if (sscanf(line, "init %d", &now.init) == 1 || sscanf(line, "driver %95s", now.driver) == 1) continue;
+        if (sscanf(line, "gpu %d %u %llu %u %d %d %u %u %u %u %u %95s %95[^\n]", &g->k, &g->minor, &g->bytes, &g->cores,
+                   &g->major_cc, &g->minor_cc, &g->mig, &g->pending, &g->limits, &g->gpm, &g->accounting, g->uuid,
+                   g->name) == 13) now.gpus++;
+        else if (sscanf(line, "profile %d %u %u %u %u %u %llu %255s %95[^\n]", &p->k, &p->number, &p->id, &p->slices,
+                        &p->count, &p->sms, &p->mb, places, p->name) == 9) read_places(p, places), now.profiles++;
+        else if (sscanf(line, "mig %d %u %u %u %u %llu %u %u %u %95s %95[^\n]", &m->k, &m->index, &m->gi, &m->ci, &m->sms,
+                        &m->mb, &m->profile, &m->place.start, &m->place.size, m->uuid, m->name) == 11) now.migs++;
+        else if (sscanf(line, "process %d %u %llu %u", &r->k, &r->pid, &r->bytes, &r->gi) == 4) now.processes++;
+        else if (sscanf(line, "event %d %llu %llu %u", &e->k, &e->type, &e->datum, &e->gi) == 4) now.events++;
+        else if (sscanf(line, "fail %95s %d %d", f->function, &f->k, &f->code) == 3) now.faults++;
+        else if (sscanf(line, "hang %95s %d", f->function, &f->k) == 2) f->hangs = 1, now.faults++;
+        else if (sscanf(line, "die %95s %d", f->function, &f->k) == 2) f->dies = 1, now.faults++;
+        else abort();
+    }
+    fclose(file);
+}
+
+/* Begin a call about GPU k (-1: none): with the lock held and the script read, unless the script says otherwise. */
+static int enter(const char *function, int k) {
+    pthread_mutex_lock(&lock);
+    read_script();
+    int code = is_open || !strcmp(function, "nvmlInitWithFlags") ? OK : UNINITIALIZED;
+    for (int i = 0; i < now.faults && code == OK; i++) {
+        Fault *f = &now.fault[i];
+        int about = !strcmp(f->function, function) || (!strcmp(f->function, "*") && k >= 0);
+        if (!about || (f->k >= 0 && f->k != k)) continue;
+        if (f->hangs) {
+            pthread_mutex_unlock(&lock);
+            for (;;) pause();
+        }
+        if (f->dies) raise(SIGSEGV);
+        code = f->code;
+    }
+    if (code != OK) pthread_mutex_unlock(&lock);
+    return code;
+}
+
+static int leave(int code) {
+    pthread_mutex_unlock(&lock);
+    return code;
+}
+
+static int number_of(Device d) {
+    char *h = d;
+    if (h >= handles && h < handles + GPUS) return (int)(h - handles);
+    if (h >= mig_handles[0] && h < mig_handles[0] + GPUS * MIGS) return (int)((h - mig_handles[0]) / MIGS);
+    if (h >= instances[0] && h < instances[0] + GPUS * MIGS) return (int)((h - instances[0]) / MIGS);
+    return -1;
+}
+
+static Gpu *gpu_of(Device d) {
+    for (int i = 0; i < now.gpus; i++)
+        if (now.gpu[i].k == number_of(d)) return &now.gpu[i];
+    return NULL;
+}
+
+static Mig *mig_of(Device d) {
+    for (int i = 0; i < now.migs; i++)
+        if ((char *)d == &mig_handles[now.mig[i].k][now.mig[i].index]) return &now.mig[i];
+    return NULL;
+}
+
+#define ENTER(k) do { int code = enter(__func__, k); if (code != OK) return code; } while (0)
+#define ENTER_GPU(d) ENTER(number_of(d)); Gpu *g = gpu_of(d); if (!g) return leave(LOST)
+
+static int give(char *to, u32 room, const char *text) {
+    if (strlen(text) >= room) return leave(TOO_SMALL);
+    strcpy(to, text);
+    return leave(OK);
+}
+
+int nvmlInitWithFlags(u32 flags) {
+    (void)flags;
+    ENTER(-1);
+    is_open = now.init == OK;
+    return leave(now.init);
+}
+
+int nvmlShutdown(void) { return OK; }
+
+const char *nvmlErrorString(int code) {
+    static char text[32];
+    snprintf(text, sizeof text, "fake error %d", code);
+    return text;
+}
+
+int nvmlSystemGetDriverVersion(char *to, u32 room) { ENTER(-1); return give(to, room, now.driver); }
+int nvmlDeviceGetCount_v2(u32 *count) { ENTER(-1); *count = (u32)now.gpus; return leave(OK); }
+
+int nvmlDeviceGetHandleByIndex_v2(u32 index, Device *d) {
+    pthread_mutex_lock(&lock);
+    read_script();
+    int k = index < (u32)now.gpus ? now.gpu[index].k : -1;
+    pthread_mutex_unlock(&lock);
+    ENTER(k);
+    if (k < 0) return leave(INVALID);
+    *d = &handles[k];
+    return leave(OK);
+}
+
+int nvmlDeviceGetUUID(Device d, char *to, u32 room) {
+    ENTER_GPU(d);
+    Mig *m = mig_of(d);
+    return give(to, room, m ? m->uuid : g->uuid);
+}
+
+int nvmlDeviceGetName(Device d, char *to, u32 room) {
+    ENTER_GPU(d);
+    Mig *m = mig_of(d);
+    return give(to, room, m ? m->name : g->name);
+}
+
+int nvmlDeviceGetMinorNumber(Device d, u32 *minor) { ENTER_GPU(d); *minor = g->minor; return leave(OK); }
+
+typedef struct { char old[16]; u32 domain, bus, device, id, sub; char bus_id[32]; } Pci;
+
+int nvmlDeviceGetPciInfo_v3(Device d, Pci *pci) {
+    ENTER_GPU(d);
+    memset(pci, 0, sizeof *pci);
+    pci->bus = (u32)g->k;
+    snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02X:00.0", (u32)g->k);
+    return leave(OK);
+}
+
+int nvmlDeviceGetMemoryInfo(Device d, u64 *memory) {
+    ENTER_GPU(d);
+    memory[0] = memory[1] = g->bytes;
+    memory[2] = 0;
+    return leave(OK);
+}
+
+int nvmlDeviceGetNumGpuCores(Device d, u32 *cores) { ENTER_GPU(d); *cores = g->cores; return leave(OK); }
+
+int nvmlDeviceGetCudaComputeCapability(Device d, int *major_cc, int *minor_cc) {
+    ENTER_GPU(d);
+    *major_cc = g->major_cc;
+    *minor_cc = g->minor_cc;
+    return leave(OK);
+}
+
+static int has_profiles(int k) {
+    for (int i = 0; i < now.profiles; i++)
+        if (now.profile[i].k == k) return 1;
+    return 0;
+}
+
+int nvmlDeviceGetMigMode(Device d, u32 *current, u32 *pending) {
+    ENTER_GPU(d);
+    if (!has_profiles(g->k)) return leave(NOT_SUPPORTED);
+    *current = g->mig;
+    *pending = g->pending;
+    return leave(OK);
+}
+
+typedef struct { u32 version, id, p2p, slices, count, sms, copy, decode, encode, jpeg, ofa; u64 mb; char name[TEXT]; } Info;
+_Static_assert(sizeof(Info) == 0x98, "nvmlGpuInstanceProfileInfo_v2_t");
+
+int nvmlDeviceGetGpuInstanceProfileInfoV(Device d, u32 number, Info *info) {
+    ENTER_GPU(d);
+    if (info->version != 0x02000098) return leave(25);
+    for (int i = 0; i < now.profiles; i++) {
+        Profile *p = &now.profile[i];
+        if (p->k != g->k || p->number != number) continue;
+        *info = (Info){info->version, p->id, 0, p->slices, p->count, p->sms, 0, 0, 0, 0, 0, p->mb, ""};
+        strcpy(info->name, p->name);
+        return leave(OK);
+    }
+    return leave(NOT_SUPPORTED);
+}
+
+int nvmlDeviceGetGpuInstancePossiblePlacements_v2(Device d, u32 id, Place *places, u32 *count) {
+    ENTER_GPU(d);
+    for (int i = 0; i < now.profiles; i++) {
+        Profile *p = &now.profile[i];
+        if (p->k != g->k || p->id != id) continue;
+        if (places && *count < p->places) return leave(TOO_SMALL);
+        if (places) memcpy(places, p->place, p->places * sizeof *places);
+        *count = p->places;
+        return leave(OK);
+    }
+    return leave(INVALID);
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(Device d, u32 *count) { ENTER_GPU(d); *count = g->mig ? 7 : 0; return leave(OK); }
+
+int nvmlDeviceGetMigDeviceHandleByIndex(Device d, u32 index, Device *to) {
+    ENTER_GPU(d);
+    for (int i = 0; i < now.migs; i++) {
+        if (now.mig[i].k != g->k || now.mig[i].index != index) continue;
+        *to = &mig_handles[g->k][index];
+        return leave(OK);
+    }
+    return leave(NOT_FOUND);
+}
+
+typedef struct { u32 sms, other[7]; u64 mb; } Attributes;
+
+int nvmlDeviceGetAttributes_v2(Device d, Attributes *attributes) {
+    ENTER_GPU(d);
+    (void)g;
+    Mig *m = mig_of(d);
+    if (!m) return leave(NOT_SUPPORTED); /* measured with MIG off */
+    memset(attributes, 0, sizeof *attributes);
+    attributes->sms = m->sms;
+    attributes->mb = m->mb;
+    return leave(OK);
+}
+
+int nvmlDeviceGetGpuInstanceId(Device d, u32 *id) {
+    ENTER_GPU(d);
+    (void)g;
+    Mig *m = mig_of(d);
+    if (!m) return leave(NOT_SUPPORTED);
+    *id = m->gi;
+    return leave(OK);
+}
+
+int nvmlDeviceGetComputeInstanceId(Device d, u32 *id) {
+    ENTER_GPU(d);
+    (void)g;
+    Mig *m = mig_of(d);
+    if (!m) return leave(NOT_SUPPORTED);
+    *id = m->ci;
+    return leave(OK);
+}
+
+int nvmlDeviceGetGpuInstanceById(Device d, u32 id, Device *to) {
+    ENTER_GPU(d);
+    for (int i = 0; i < now.migs; i++) {
+        if (now.mig[i].k != g->k || now.mig[i].gi != id) continue;
+        *to = &instances[g->k][now.mig[i].index];
+        return leave(OK);
+    }
+    return leave(NOT_FOUND);
+}
+
+typedef struct { Device device; u32 id, profile; Place place; } InstanceInfo;
+
+int nvmlGpuInstanceGetInfo(Device instance, InstanceInfo *info) {
+    ENTER_GPU(instance);
+    for (int i = 0; i < now.migs; i++) {
+        Mig *m = &now.mig[i];
+        if ((char *)instance != &instances[m->k][m->index]) continue;
+        info->device = &handles[g->k];
+        info->id = m->gi;
+        info->profile = m->profile;
+        info->place = m->place;
+        return leave(OK);
+    }
+    return leave(NOT_FOUND);
+}
+
+typedef struct { u32 pid; u64 bytes; u32 gi, ci; } ProcessInfo;
+
+int nvmlDeviceGetComputeRunningProcesses_v3(Device d, u32 *count, ProcessInfo *to) {
+    ENTER_GPU(d);
+    u32 found = 0;
+    for (int i = 0; i < now.processes; i++) {
+        Process *r = &now.process[i];
+        if (r->k != g->k) continue;
+        if (to && found < *count) to[found] = (ProcessInfo){r->pid, r->bytes, r->gi, r->gi};
+        found++;
+    }
+    int code = found > *count ? TOO_SMALL : OK;
+    *count = found;
+    return leave(code);
+}
+
+typedef struct { const char *space; u64 soft, hard, used; } MemoryLimits;
+
+int nvmlDeviceGetMemoryLimits_v1(Device d, MemoryLimits *limits) {
+    ENTER_GPU(d);
+    if (!g->limits || g->mig) return leave(NOT_SUPPORTED);
+    if (!limits->space || limits->space[0] != '/') return leave(INVALID);
+    limits->soft = limits->hard = ~0ULL;
+    limits->used = 0;
+    return leave(OK);
+}
+
+int nvmlGpmQueryDeviceSupport(Device d, u32 *support) {
+    ENTER_GPU(d);
+    support[1] = g->gpm;
+    return leave(OK);
+}
+
+int nvmlDeviceGetAccountingMode(Device d, u32 *mode) { ENTER_GPU(d); *mode = g->accounting; return leave(OK); }
+int nvmlDeviceGetSupportedEventTypes(Device d, u64 *types) { ENTER_GPU(d); (void)g; *types = 65439; return leave(OK); }
+
+typedef struct { u64 wanted[GPUS]; int cursor; } Set;
+typedef struct { Device device; u64 type, datum; u32 gi, ci; } EventData;
+
+int nvmlEventSetCreate(Set **set) {
+    ENTER(-1);
+    *set = calloc(1, sizeof **set);
+    (*set)->cursor = now.events;
+    return leave(OK);
+}
+
+int nvmlDeviceRegisterEvents(Device d, u64 types, Set *set) {
+    ENTER_GPU(d);
+    set->wanted[g->k] = types;
+    return leave(OK);
+}
+
+int nvmlEventSetWait_v2(Set *set, EventData *data, u32 timeout_ms) {
+    for (u32 waited = 0;; waited += 5) {
+        ENTER(-1);
+        while (set->cursor < now.events) {
+            Event *e = &now.event[set->cursor++];
+            if (!(set->wanted[e->k] & e->type)) continue;
+            *data = (EventData){&handles[e->k], e->type, e->datum, e->gi, e->gi};
+            return leave(OK);
+        }
+        leave(OK);
+        if (waited >= timeout_ms) return TIMEOUT;
+        nanosleep(&(struct timespec){0, 5000000}, NULL);
+    }
+}
+
+int nvmlEventSetFree(Set *set) { free(set); return OK; }
