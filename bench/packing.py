@@ -3,7 +3,7 @@
 Recorded customers (`bench.traces.asks`) come and go at boxes with GPUs that are not there; nothing runs. All four ways
 know the same seats and differ in which they take. Nobody is moved, and who has no seat goes away.
 
-ours     `supervisor/devices/placement.py`, knowing what was asked for until then
+ours     `supervisor/placement/place.py`, knowing what was asked for until then
 first    the first GPU with room, the first place on it
 best     the fullest GPU with room, the first place on it
 vendor   as mig-parted: places are left to the driver, and for those who come together every order is tried. It says
@@ -22,12 +22,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from bedsit.supervisor.devices.box import Box, Seat
-from bedsit.supervisor.devices.placement import Placement, place, place_all
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import USUAL
-from bedsit.supervisor.devices.score import fill, learn_mix
-from bedsit.supervisor.devices.seats import find_seats
+from bedsit.supervisor.placement.box import Box, Seat
+from bedsit.supervisor.placement.place import Placement, place, place_all
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import USUAL
+from bedsit.supervisor.placement.score import fill, learn_mix
+from bedsit.supervisor.placement.seats import find_seats
 from bench import report
 from bench.traces.asks import MIXES, Coming, draw_asks, measure_ask, parse_asks, read_asks
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bedsit.supervisor.devices.box import Box, Card
-from bedsit.supervisor.devices.profiles import TABLES
-from bedsit.supervisor.devices.request import Request, parse_request
-from bedsit.supervisor.devices.rules import USUAL
+from bedsit.supervisor.placement.box import Box, Card
+from bedsit.supervisor.placement.profiles import TABLES
+from bedsit.supervisor.placement.request import Request, parse_request
+from bedsit.supervisor.placement.rules import USUAL
 
 _SEED: Final = 20261127
 _CUSTOMERS: Final = 1200

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bedsit.supervisor.devices.model import Slice, parse_cores
+from bedsit.sandbox.cgroup.cores import read_cores
+from bedsit.supervisor.devices.model import Slice
 
 _SYS: Final = Path("/sys")
 _PROC: Final = Path("/proc")
@@ -19,7 +20,7 @@ _DOMAIN: Final = "box"
 
 def find_cpus(sys: Path = _SYS, proc: Path = _PROC) -> tuple[Slice, ...]:
     """The slices of cores, by node. Never empty, and no core is in two of them."""
-    usable = os.sched_getaffinity(0)
+    usable = frozenset(os.sched_getaffinity(0))
     found = tuple(_make(node, cores & usable, memory) for node, cores, memory in _read_nodes(sys) if cores & usable)
     return found or (_make(0, usable, _read_memory(proc / "meminfo")),)
 
@@ -37,7 +38,7 @@ def find_numa_node(pci: str, sys: Path = _SYS) -> int | None:
     return node if node >= 0 else None
 
 
-def _make(node: int, cores: set[int], memory_bytes: int) -> Slice:
+def _make(node: int, cores: frozenset[int], memory_bytes: int) -> Slice:
     return Slice(
         id=f"cpu{node}",
         kind="cpu",
@@ -49,16 +50,16 @@ def _make(node: int, cores: set[int], memory_bytes: int) -> Slice:
     )
 
 
-def _read_nodes(sys: Path) -> Iterator[tuple[int, set[int], int]]:
+def _read_nodes(sys: Path) -> Iterator[tuple[int, frozenset[int], int]]:
     root = sys / "devices/system/node"
     try:
-        online = parse_cores((root / "online").read_text())
+        online = read_cores(root / "online")
     except (OSError, ValueError):
         return
-    for node in online:
+    for node in sorted(online):
         folder = root / f"node{node}"
         try:
-            cores = set(parse_cores((folder / "cpulist").read_text()))  # only those online (drivers/base/node.c)
+            cores = read_cores(folder / "cpulist")  # only those online (drivers/base/node.c)
         except (OSError, ValueError):  # it has just gone
             continue
         yield node, cores, _read_memory(folder / "meminfo")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from bedsit.sandbox.cgroup.cores import format_cores
+
 #: A part cut by the hardware, a whole GPU for one tenant, a whole GPU that several take turns on, or cores.
 Kind = Literal["mig", "exclusive", "timeslice", "cpu"]
 #: What a tenant that attacks its neighbours meets: a wall, or only protection from accidents.
@@ -99,7 +101,7 @@ class Slice:
     @property
     def cpuset(self) -> str:
         """Its cores as the kernel writes them: ``0-3,6``."""
-        return format_cores(self.cores)
+        return format_cores(frozenset(self.cores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +143,3 @@ class Box:
         for gpu in self.gpus:
             yield from gpu.slices
         yield from self.cpus
-
-
-def format_cores(cores: tuple[int, ...]) -> str:
-    """Sorted numbers as a list of the kernel's: ``0-3,6`` (cpuset(7), "List format")."""
-    runs: list[list[int]] = []
-    for core in cores:
-        if runs and core == runs[-1][-1] + 1:
-            runs[-1].append(core)
-        else:
-            runs.append([core])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def parse_cores(text: str) -> tuple[int, ...]:
-    """What such a list names, sorted. Raises ValueError."""
-    found: set[int] = set()
-    for part in text.strip().split(",") if text.strip() else []:
-        first, dash, last = part.partition("-")
-        found.update(range(int(first), int(last if dash else first) + 1))
-    return tuple(sorted(found))

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from bedsit.sandbox.cgroup.cores import format_cores
 from bedsit.supervisor.devices.cores import find_cpus, find_numa_node
-from bedsit.supervisor.devices.model import format_cores, parse_cores
 
 
 def make_sys(root: Path, nodes: dict[int, str]) -> Path:
     """/sys with these NUMA nodes, each with 1 GiB."""
     folder = root / "devices/system/node"
     folder.mkdir(parents=True)
-    (folder / "online").write_text(format_cores(tuple(sorted(nodes))) + "\n")
+    (folder / "online").write_text(format_cores(frozenset(nodes)) + "\n")
     for node, cores in nodes.items():
         (folder / f"node{node}").mkdir()
         (folder / f"node{node}/cpulist").write_text(f"{cores}\n")
@@ -53,7 +53,7 @@ def test_the_cpuset_counts(tmp_path: Path, usable: list[int]) -> None:
         pytest.skip("needs two cores")
     os.sched_setaffinity(0, usable[1:])
     try:
-        (part,) = find_cpus(make_sys(tmp_path, {0: format_cores(tuple(usable))}))
+        (part,) = find_cpus(make_sys(tmp_path, {0: format_cores(frozenset(usable))}))
     finally:
         os.sched_setaffinity(0, usable)
     assert part.cores == tuple(usable[1:])
@@ -74,12 +74,3 @@ def test_a_card_is_next_to_a_node(tmp_path: Path, text: str, node: int | None) -
     (folder / "numa_node").write_text(text)
     assert find_numa_node("00000000:C1:00.0", tmp_path) == node
     assert find_numa_node("", tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("cores", "text"), [((), ""), ((3,), "3"), ((0, 1, 2, 3, 6), "0-3,6"), ((0, 2, 4, 5), "0,2,4-5")]
-)
-def test_lists_of_cores_are_the_kernels(cores: tuple[int, ...], text: str) -> None:
-    """Both ways."""
-    assert format_cores(cores) == text
-    assert parse_cores(f"{text}\n") == cores

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from bedsit.supervisor.devices.box import Box, Card
-from bedsit.supervisor.devices.placement import Placement, place
-from bedsit.supervisor.devices.profiles import TABLES
-from bedsit.supervisor.devices.request import Request, parse_request
-from bedsit.supervisor.devices.rules import Rules
+from bedsit.supervisor.placement.box import Box, Card
+from bedsit.supervisor.placement.place import Placement, place
+from bedsit.supervisor.placement.profiles import TABLES
+from bedsit.supervisor.placement.request import Request, parse_request
+from bedsit.supervisor.placement.rules import Rules
 
 GIB = 1 << 30
 NAMES = "abcdefgh"

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedsit.supervisor.devices.geometry import Instance, Misfit, Placed, count_places, cover, list_places, plan, search
-from bedsit.supervisor.devices.profiles import TABLES, Profile, Table
+from bedsit.supervisor.placement.geometry import (
+    Instance,
+    Misfit,
+    Placed,
+    count_places,
+    cover,
+    list_places,
+    plan,
+    search,
+)
+from bedsit.supervisor.placement.profiles import TABLES, Profile, Table
 
 ROOT = Path(__file__).parent.parent.parent.parent
 H100 = TABLES["H100 80GB"]

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedsit.supervisor.devices.box import CONTEXT_BYTES, Box, Seat
-from bedsit.supervisor.devices.geometry import Placed, cover
-from bedsit.supervisor.devices.placement import Placement, Refusal, place, place_all
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import USUAL, Rules
-from bedsit.supervisor.devices.score import learn_mix
-from bedsit.supervisor.devices.seats import find_seats
+from bedsit.supervisor.placement.box import CONTEXT_BYTES, Box, Seat
+from bedsit.supervisor.placement.geometry import Placed, cover
+from bedsit.supervisor.placement.place import Placement, Refusal, place, place_all
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import USUAL, Rules
+from bedsit.supervisor.placement.score import learn_mix
+from bedsit.supervisor.placement.seats import find_seats
 from tests_support.boxes import GIB, ask, boxes, cut, fill, filled, requests, rules, whole
 
 ONE = Rules(share_factors={})

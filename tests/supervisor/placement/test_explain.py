@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from bedsit.supervisor.devices.box import Box
-from bedsit.supervisor.devices.explain import explain
-from bedsit.supervisor.devices.placement import Placement, place
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import USUAL, Rules
+from bedsit.supervisor.placement.box import Box
+from bedsit.supervisor.placement.explain import explain
+from bedsit.supervisor.placement.place import Placement, place
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import USUAL, Rules
 from tests_support.boxes import ask, cut, fill, filled, requests, whole
 
 BOX = fill(

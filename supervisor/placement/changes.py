@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final, Literal
 
-from bedsit.supervisor.devices.box import Box, Card, Use
-from bedsit.supervisor.devices.profiles import TABLES, Table
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import Rules
-from bedsit.supervisor.devices.seats import find_seats
+from bedsit.supervisor.placement.box import Box, Card, Use
+from bedsit.supervisor.placement.profiles import TABLES, Table
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import Rules
+from bedsit.supervisor.placement.seats import find_seats
 
 _MIB: Final = 1 << 20
 #: Residents that are looked at: a box with more has somebody among these.

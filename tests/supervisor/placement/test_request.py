@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedsit.ipc.errors import InvalidRequest
-from bedsit.supervisor.devices.profiles import TABLES
-from bedsit.supervisor.devices.request import Request, parse_request
+from bedsit.supervisor.placement.profiles import TABLES
+from bedsit.supervisor.placement.request import Request, parse_request
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Final
 
-from bedsit.supervisor.devices.box import Box, Resident, Seat, Use
-from bedsit.supervisor.devices.geometry import count_places
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import Rules
-from bedsit.supervisor.devices.seats import take_memory
+from bedsit.supervisor.placement.box import Box, Resident, Seat, Use
+from bedsit.supervisor.placement.geometry import count_places
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import Rules
+from bedsit.supervisor.placement.seats import take_memory
 
 #: How often each shape of request is asked for, relative to the others.
 Mix = Mapping[Request, float]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from bedsit.supervisor.devices.geometry import Placed, cover
-from bedsit.supervisor.devices.profiles import Table
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import Rules
+from bedsit.supervisor.placement.geometry import Placed, cover
+from bedsit.supervisor.placement.profiles import Table
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import Rules
 
 #: What a CUDA context takes of an H100's memory (docs/gpu/2026-11-26-h100.md).
 CONTEXT_BYTES: Final = 529 << 20

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bedsit.supervisor.devices.box import Box, Card, Seat, Use
-from bedsit.supervisor.devices.geometry import Misfit, Placed, list_places, search
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import Rules
+from bedsit.supervisor.placement.box import Box, Card, Seat, Use
+from bedsit.supervisor.placement.geometry import Misfit, Placed, list_places, search
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import Rules
 
 Code = Literal[
     "trust", "no_gpu", "model", "mig_off", "mig_on", "profile", "places", "taken", "share", "min_share", "memory",

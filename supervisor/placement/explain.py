@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bedsit.supervisor.devices.box import Box, Seat
-from bedsit.supervisor.devices.changes import Change, find_changes
-from bedsit.supervisor.devices.placement import Refusal, place
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import USUAL, Rules
-from bedsit.supervisor.devices.score import Mix
-from bedsit.supervisor.devices.seats import Reason
+from bedsit.supervisor.placement.box import Box, Seat
+from bedsit.supervisor.placement.changes import Change, find_changes
+from bedsit.supervisor.placement.place import Refusal, place
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import USUAL, Rules
+from bedsit.supervisor.placement.score import Mix
+from bedsit.supervisor.placement.seats import Reason
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from itertools import combinations
 from typing import Literal
 
-from bedsit.supervisor.devices.profiles import Profile, Table
+from bedsit.supervisor.placement.profiles import Profile, Table
 
 
 @dataclass(frozen=True, order=True)

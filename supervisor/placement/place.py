@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bedsit.supervisor.devices.box import Box, Seat
-from bedsit.supervisor.devices.request import Request
-from bedsit.supervisor.devices.rules import USUAL, Rules
-from bedsit.supervisor.devices.score import Mix, Score, suppose_mix
-from bedsit.supervisor.devices.seats import Reason, find_seats
+from bedsit.supervisor.placement.box import Box, Seat
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.rules import USUAL, Rules
+from bedsit.supervisor.placement.score import Mix, Score, suppose_mix
+from bedsit.supervisor.placement.seats import Reason, find_seats
 
 #: Seats that are tried at most for tenants that come together: a second, about.
 _MOST_STEPS: Final = 500
