@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Final
 
 from bedsit.ipc.errors import BedsitError
-from bedsit.ipc.slices import LONGEST_US, SHORTEST_US
 from bedsit.sandbox.cgroup import Limits
+from bedsit.sandbox.slices import LONGEST_US
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.registry import NewTenant, Registry, TenantRow
 from bedsit.supervisor.shares import Claim, weigh
@@ -19,16 +19,16 @@ _MAX_WEIGHT: Final = 10_000
 
 def limits_of(row: TenantRow | NewTenant) -> Limits:
     """What one slot of the tenant may use. Class batch gets what is left, if nothing was promised to it."""
-    is_realtime, is_batch = row.service_class == "realtime", row.service_class == "batch"
+    is_batch = row.service_class == "batch"
     return Limits(
         row.memory_bytes,
         row.pids,
         row.cpus,
-        min(_MAX_WEIGHT, row.cpu_weight * (_REALTIME if is_realtime else 1)),
+        min(_MAX_WEIGHT, row.cpu_weight * (_REALTIME if row.service_class == "realtime" else 1)),
         cpu_idle=row.cpu_idle or (is_batch and not row.min_share),
         cores=row.cores,
         io_bps=row.io_bps,
-        slice_us=SHORTEST_US if is_realtime else LONGEST_US if is_batch else 0,
+        slice_us=LONGEST_US if is_batch else 0,
     )
 
 

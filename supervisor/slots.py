@@ -19,12 +19,12 @@ import msgspec
 from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.seqpacket import close_all
-from bedsit.ipc.slices import list_threads, set_slice
 from bedsit.ipc.slot import Assignment, Report, decode_report, encode_assignment
 from bedsit.sandbox.cgroup import Limits, Stats
 from bedsit.sandbox.inspect import REQUIRED_LAYERS, Expected, find_worker, inspect_slot, start_time
 from bedsit.sandbox.jail.context import Profile
 from bedsit.sandbox.seccomp import compile_filter
+from bedsit.sandbox.slices import list_threads, set_slice
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import classify
 from bedsit.supervisor.log import get_log

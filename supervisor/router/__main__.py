@@ -18,7 +18,6 @@ import structlog
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.heldlistener import check_place, take_held_listener, turn_away
 from bedsit.ipc.notify import Notifier
-from bedsit.ipc.slices import SHORTEST_US, set_slice
 from bedsit.supervisor.router.control import Control
 from bedsit.supervisor.router.door import Door
 from bedsit.supervisor.router.loop import Loop
@@ -50,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
         setproctitle.setproctitle("bedsit: router")
     _raise_descriptor_limit()
     _bound_memory()
-    set_slice([0], SHORTEST_US)  # everybody waits for it
     if os.geteuid() == 0:
         if not options.user:
             print("bedsit-router: must not run as root: give --user UID:GID", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bedsit.ipc.errors import BedsitError
-from bedsit.ipc.slices import LONGEST_US, SHORTEST_US, list_threads
+from bedsit.sandbox.slices import LONGEST_US, list_threads
 from tests_support.slices import HAS_SLICES, read_slice
 
 pytestmark = pytest.mark.root
@@ -134,8 +134,6 @@ def test_the_class_says_how_long_others_wait_for_their_turn(shared_box: Any) -> 
         return {read_slice(thread) for thread in list_threads(row["worker_pid"])}
 
     assert slices() == {LONGEST_US}
-    shared_box.call("tenant.set", name="vision", service_class="realtime")
-    assert slices() == {SHORTEST_US}
     shared_box.call("tenant.set", name="vision", service_class="interactive")
     assert slices() == {read_slice(os.getpid())}
 

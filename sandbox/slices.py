@@ -1,8 +1,8 @@
 """How long a thread may run before others get their turn: its slice, as the kernel's fair scheduler takes it.
 
-A thread with a short slice gets the processor at once where one with a long slice has it, as far as its share of the
-time lets it: it waits less, and gets no more (Linux 6.12, kernel/sched/fair.c, PREEMPT_SHORT). A group is as urgent as
-the most urgent thread in it that wants to run (6.13). Older kernels take the call and do nothing.
+Where others have shorter ones, a thread with a long slice gives way to them at once, as far as they have time to their
+credit: they wait less, and get no more (Linux 6.12, kernel/sched/fair.c, PREEMPT_SHORT). A group is as urgent as the
+most urgent thread in it that wants to run (6.13). Older kernels take the call and do nothing.
 """
 
 import ctypes
@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-#: What the kernel takes, in microseconds; 0 stands for its own choice, a few milliseconds.
-SHORTEST_US: Final = 100
+#: The longest that the kernel takes, in microseconds; 0 stands for its own choice, a few milliseconds.
 LONGEST_US: Final = 100_000
 _NUMBER: Final = {"x86_64": 314, "aarch64": 274}.get(platform.machine())  # sched_setattr(2)
 _ATTR: Final = struct.Struct("<IIQiIQQQ")  # struct sched_attr, its first version

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bedsit.ipc.slices import LONGEST_US, SHORTEST_US, list_threads, set_slice
+from bedsit.sandbox.slices import LONGEST_US, list_threads, set_slice
 from tests_support.slices import HAS_SLICES, read_slice
 
 
@@ -18,7 +18,7 @@ def test_a_thread_gets_the_slice_that_it_is_given_and_hands_it_on() -> None:
     def run() -> None:
         usual = read_slice(threading.get_native_id())
         os.setpriority(os.PRIO_PROCESS, 0, 3)
-        set_slice([0], SHORTEST_US)
+        set_slice([0], LONGEST_US)
         child = threading.Thread(target=lambda: told.update(child=read_slice(threading.get_native_id())))
         child.start()
         child.join()
@@ -31,7 +31,7 @@ def test_a_thread_gets_the_slice_that_it_is_given_and_hands_it_on() -> None:
     thread.start()
     thread.join()
 
-    assert told == {"child": SHORTEST_US, "own": SHORTEST_US, "nice": 3, "is_usual": True}
+    assert told == {"child": LONGEST_US, "own": LONGEST_US, "nice": 3, "is_usual": True}
 
 
 @pytest.mark.skipif(not HAS_SLICES, reason="the kernel has no slices of one's own (6.12)")
@@ -49,4 +49,4 @@ def test_who_has_ended_is_left_alone() -> None:
     process.wait()
 
     assert list_threads(process.pid) == []
-    set_slice([process.pid], SHORTEST_US)
+    set_slice([process.pid], LONGEST_US)
