@@ -96,13 +96,13 @@ class House:
             return "failed"
         return "starting" if tenant.wanted else "parked"
 
-    def explain_wait(self, tenant: Tenant) -> tuple[str, str]:
+    def explain_wait(self, tenant: Tenant, kind: Literal["tenant", "roll"] = "tenant") -> tuple[str, str]:
         """Why no blank slot is *tenant*'s, as the end of a sentence, and where to read on."""
         blank = [s for s in self.slots.values() if s.state == "blank" and s.profile == tenant.profile]
         if blank and tenant.strict and all(slot.degraded for slot in blank):
             lacks = sorted({wall for slot in blank for wall in slot.lacks})
             return f": tenant {tenant.name!r} is strict, and walls are missing{_list_names(lacks)}", _SEE_WALLS
-        if not self._may_take("tenant", tenant):
+        if not self._may_take(kind, tenant):
             need, left = -(-tenant.slot_bytes // _MIB), max(0, self._memory_left) // _MIB
             return f": it takes {need:,} MiB of memory, and {left:,} MiB are left", _SEE_ROOM
         why, hint = self._refusals.get(tenant.profile, ("", _SEE_EVENTS))
@@ -347,7 +347,7 @@ class House:
             self._tell("slot.died", f"while loading: {cause.text}", self.slots[tenant.roll.slot], cause)
             self._fail_roll(operation, error("deadline.exceeded", f"the model was not loaded {within}"))
         else:
-            why, hint = self.explain_wait(tenant)
+            why, hint = self.explain_wait(tenant, "roll")
             self._fail_roll(operation, error("pool.empty", f"no blank slot {within}{why}", hint))
 
     def _fail_roll(self, operation: str, why: BedsitError) -> None:

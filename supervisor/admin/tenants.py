@@ -85,6 +85,7 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
         except BaseException:
             for slot in done:
                 desk.slots.set_limits(slot, limits_of(old))
+            desk.publish()  # its weight beside the others
             raise
         row = desk.registry.tenant(old.name)
         desk.events.add("tenant.changed", _describe(row), row.name)
