@@ -1,7 +1,6 @@
 """An inventory over the fake NVML: the real helper, the real binding, the real daemon's side of both."""
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bedsit.supervisor.devices.helper import Patience
@@ -99,9 +99,9 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., None]]:
 
         asyncio.run(tell())
 
+    before = set(psutil.Process().children())  # other tests have theirs
     yield run
-    with pytest.raises(ChildProcessError):  # every helper was reaped
-        os.waitpid(-1, os.WNOHANG)
+    assert set(psutil.Process().children()) == before, "every helper was reaped"
 
 
 @pytest.fixture
