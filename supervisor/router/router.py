@@ -473,7 +473,7 @@ class Router:
             if tenant.requests_total != tenant.seen_total or tenant.queued or tenant.in_flight:
                 tenant.seen_total = tenant.requests_total
                 backlog_ns = sum(line.cost_ns * line.count_behind() for line in tenant.lines.values())
-                active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000, tenant.crowded)
+                active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000, tenant.crowded or backlog_ns > 0)
                 tenant.crowded = False
         return active
 

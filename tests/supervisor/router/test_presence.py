@@ -517,7 +517,7 @@ def test_only_who_did_something_is_active(plane: Any) -> None:
 
 @pytest.mark.parametrize("max_inflight", [1, 2])
 def test_who_finds_every_worker_busy_makes_it_crowded(plane: Any, max_inflight: int) -> None:
-    """Whether that worker takes a second one ahead or not; told once, and not of callers that wait for each answer."""
+    """Whether that worker takes a second one ahead or not; as long as one waits. Not who waits for each answer."""
     plane.change("acme", max_inflight=max_inflight)
     worker, session = plane.add_pair("acme", "fast")
     for ident in (1, 2):
@@ -531,8 +531,11 @@ def test_who_finds_every_worker_busy_makes_it_crowded(plane: Any, max_inflight: 
     session.lane.send(session.request(4))
     session.settle()
 
-    assert [activity(plane)["acme"][2] for _ in range(2)] == [True, False]
+    assert [activity(plane)["acme"][2] for _ in range(2)] == [True, True], "somebody waits"
     worker.respond(number)
+    worker.respond(worker.next_request().id)
+    assert sorted(session.answer()[0] for _ in range(2)) == [3, 4]
+    assert activity(plane)["acme"][2] is False
 
 
 def test_a_refused_request_is_activity(plane: Any) -> None:
