@@ -18,14 +18,14 @@ _MAX_WEIGHT: Final = 10_000
 
 
 def limits_of(row: TenantRow | NewTenant) -> Limits:
-    """What one slot of the tenant may use. Class batch gets what is left, if nothing was promised to it."""
+    """What one slot of the tenant may use. Who gets what is left and was promised a part gets that, by its weight."""
     is_batch = row.service_class == "batch"
     return Limits(
         row.memory_bytes,
         row.pids,
         row.cpus,
         min(_MAX_WEIGHT, row.cpu_weight * (_REALTIME if row.service_class == "realtime" else 1)),
-        cpu_idle=row.cpu_idle or (is_batch and not row.min_share),
+        cpu_idle=(row.cpu_idle or is_batch) and not row.min_share,
         cores=row.cores,
         io_bps=row.io_bps,
         slice_us=LONGEST_US if is_batch else 0,

@@ -111,9 +111,10 @@ def test_a_guaranteed_part_of_the_processors_is_kept_whoever_comes(shared_box: A
     assert (weigh(shared_box, "vision"), is_held(shared_box)) == (100, True)
 
 
-def test_batch_with_a_guarantee_has_a_weight(shared_box: Any) -> None:
-    """Who lives on what is left may get nothing, which is not what it was promised."""
-    shared_box.tenant(service_class="batch")
+@pytest.mark.parametrize("asked", [{"service_class": "batch"}, {"cpu_idle": True}], ids=["batch", "idle"])
+def test_who_gets_what_is_left_has_a_weight_where_a_part_was_promised(shared_box: Any, asked: dict[str, Any]) -> None:
+    """Nothing may be left, which is not what it was promised."""
+    shared_box.tenant(**asked)
     shared_box.deploy()
     idle = find_cpu_groups(shared_box)["vision"] / "cpu.idle"
     assert idle.read_text() == "1\n"
