@@ -10,7 +10,7 @@ import msgspec
 
 from bedsit.ipc.errors import error
 
-VERSION: Final = 4
+VERSION: Final = 5
 #: Nothing longer goes from the daemon to the router. A thousand tenants with ten small models each take 3 MiB.
 MAX_BYTES: Final = 64 << 20
 
@@ -57,9 +57,10 @@ class ModelView(msgspec.Struct, frozen=True):
 class TenantView(msgspec.Struct, frozen=True):
     """A tenant as the router sees it. Bytes and counts are hard limits.
 
-    *weight* is its part of the dispatch where that is scarce, beside the others' weights; *min_share* (0 to 1) a part
-    that it has in any case. *rate_per_s* requests are let in, and *burst* of them at once above that; workers have
-    *concurrency_max* of them at a time, and a call may run for *run_max_s*. Rate, concurrency and time: 0 is no limit.
+    *turns_on* names the device that it takes turns on, if it does. *weight* is its part of that, beside the others'
+    weights; *min_share* (0 to 1) a part that it has in any case. *rate_per_s* requests are let in, and *burst* of them
+    at once above that; workers have *concurrency_max* of them at a time, and a call may run for *run_max_s*. Rate,
+    concurrency and time: 0 is no limit.
     """
 
     name: str
@@ -79,6 +80,22 @@ class TenantView(msgspec.Struct, frozen=True):
     concurrency_max: int = 0
     queue_bytes_max: int = 16 << 20
     run_max_s: float = 300.0
+    turns_on: str = ""
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    """What tenants take turns on: at most *parallel* batches of them run there at once.
+
+    The one without a *name* is the box itself, for tenants that have no other; there is none where nothing is shared
+    so. While others wait, a batch that can is asked to yield after *turn_ms* (0: never). One that is still there after
+    *hard_ms* has lost its turn to others; where the device is *strict*, the daemon is told to end its slot.
+    """
+
+    name: str
+    parallel: int = 1
+    turn_ms: float = 10.0
+    hard_ms: float = 500.0
+    strict: bool = True
 
 
 class SlotView(msgspec.Struct, frozen=True):
@@ -95,8 +112,7 @@ class SlotView(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """The whole view; *serial* only grows within one *instance* (one state folder).
 
-    At most *parallel* batches run at once on this box, 0 for no such gate. The router may spin for *spin_us* before it
-    sleeps.
+    The router may spin for *spin_us* before it sleeps.
     """
 
     serial: int
@@ -104,9 +120,17 @@ class Snapshot(msgspec.Struct, frozen=True):
     run_dir: str
     tenants: list[TenantView]
     slots: list[SlotView]
-    parallel: int = 0
+    devices: list[DeviceView] = []
     spin_us: int = 0
     version: int = VERSION
+
+
+def gate_box(parallel: int) -> list[DeviceView]:
+    """The box itself, where at most *parallel* batches run at once; nothing where it has no such gate, 0.
+
+    A batch that takes longer than its turn runs on there, and others beside it.
+    """
+    return [DeviceView("", parallel, turn_ms=0.0, hard_ms=250.0, strict=False)] if parallel else []
 
 
 _encoder = msgspec.msgpack.Encoder()

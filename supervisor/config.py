@@ -4,11 +4,12 @@ Order, later wins: defaults below, the main file, ``<file>.d/*.toml`` in lexical
 Sizes are bytes, as a number or as text with a unit (``"2GiB"``); durations are seconds.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, Literal, get_origin, get_type_hints
 
 import msgspec
 
@@ -21,6 +22,7 @@ from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Perio
 DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
 _UNITS: Final[Mapping[str, int]] = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE: Final = re.compile(r"^(\d+)\s*([A-Za-z]*)$")
+_MAX_FACTOR: Final = 16
 _MAX_PARALLEL: Final = 1024
 _MAX_SPIN_US: Final = 1000
 # The longest socket below the run folder is "slots/s12345678/router.sock"; sun_path holds 107 bytes and a NUL.
@@ -61,6 +63,21 @@ class TenantDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_s: Idle = 0.0
     #: A call that runs for longer ends its slot; 0 for no limit.
     run_max_s: Run = 300.0
+
+
+class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the box's devices are given out."""
+
+    #: Full devices first, or the emptiest first.
+    order: Literal["pack", "spread"] = "pack"
+    #: How many times over the memory of a time-sliced GPU may be promised.
+    memory_factor: float = 1.0
+    #: On a device that tenants take turns on, a batch that can yield does so after this time, while others wait.
+    turn_ms: float = 10.0
+    #: A batch that has kept such a device for longer costs its tenant the slot.
+    hard_ms: float = 500.0
+    #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
+    shared_cores: dict[str, str] = {}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +122,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events_kept: int = 10_000
     log_level: str = "info"
     tenant: TenantDefaults = TenantDefaults()
+    devices: DeviceSettings = DeviceSettings()
 
     @property
     def run(self) -> Path:
@@ -173,7 +191,7 @@ def _read_keys(file: Path, prefix: str, table: dict[str, Any], shape: type[msgsp
             raise error(
                 "config.invalid", f"{file}: unknown key {prefix + key!r}", nearest(key, shape.__struct_fields__)
             )
-        if isinstance(value, dict) and issubclass(hints[key], msgspec.Struct):
+        if isinstance(value, dict) and get_origin(hints[key]) is None and issubclass(hints[key], msgspec.Struct):
             _read_keys(file, f"{prefix}{key}.", value, hints[key])
         elif isinstance(value, str) and "bytes" in key.split("_"):
             try:
@@ -214,6 +232,11 @@ def _check(config: Config) -> None:
         require(f"tenant.{key}", "must be above 0", ok=getattr(config.tenant, key) > 0)
     fewest, most = config.tenant.min_slots, config.tenant.max_slots
     require("tenant.min_slots", "must not be above tenant.max_slots", ok=fewest <= most)
+    devices = config.devices
+    for key in ("turn_ms", "hard_ms"):
+        require(f"devices.{key}", "must be above 0 and finite", ok=0 < getattr(devices, key) < math.inf)
+    require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
+    require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")

@@ -73,7 +73,7 @@ class Publisher:
             run_dir=str(self._folders.run),
             tenants=[],
             slots=self._slot_views(),
-            parallel=self._config.parallel,
+            devices=view.gate_box(self._config.parallel),
             spin_us=self._config.router_spin_us,
         )
 

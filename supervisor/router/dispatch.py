@@ -1,7 +1,7 @@
 """Dispatch: which batch goes to which worker now, and what it cost.
 
-Without a gate every worker that has room is given work: the kernel shares the cores, by the tenants' weights. With a
-gate (a slice on which only so many batches may run at once) tenants take turns, in the order of the fair queue.
+Without a gate every worker that has room is given work: the kernel shares the cores, by the tenants' weights. On a
+device that has a gate (only so many batches may run there at once) tenants take turns, in the order of the fair queue.
 """
 
 import time
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
+from bedsit.ipc.snapshot import DeviceView
 from bedsit.supervisor.router.gate import Gate
 from bedsit.supervisor.router.lines import Line
 from bedsit.supervisor.router.loop import Loop
@@ -26,44 +27,53 @@ class Dispatch:
     def __init__(self, loop: Loop, expire: Callable[[Request], None]) -> None:
         self._loop = loop
         self._expire = expire
-        self._gate: Gate | None = None
+        self._gates: dict[str, Gate] = {}  # by device
         self._tenants: dict[str, Tenant] = {}
-        self.gated = False  # whether only so many batches may run at once
 
-    def set_parallel(self, parallel: int) -> None:
-        """Let so many batches run at once on this box; 0: as many as the workers take."""
-        if parallel == (self._gate.parallel if self._gate is not None else 0):
-            return
-        if self._gate is not None:
-            self._gate.close()
-        self._gate = Gate(parallel, self._loop, self._tenants, self._send_next) if parallel else None
-        self.gated = self._gate is not None
-        if self._gate is not None:
-            for tenant in self._tenants.values():
-                self._gate.add(tenant)
-            self._gate.update(list(self._tenants.values()))
+    def set_devices(self, devices: Iterable[DeviceView]) -> None:
+        """These are what tenants take turns on."""
+        wanted = {device.name: device for device in devices}
+        for name in self._gates.keys() - wanted.keys():
+            self._gates.pop(name).close()
+        for name, device in wanted.items():
+            gate = self._gates.get(name)
+            if gate is None:
+                self._gates[name] = Gate(device, self._loop, self._send_next)
+            else:
+                gate.device = device
+        self.update(self._tenants.values())
 
     def add(self, tenant: Tenant) -> None:
-        """A tenant that may have work."""
+        """A tenant that may have work; ``update`` follows."""
         self._tenants[tenant.view.name] = tenant
-        if self._gate is not None:
-            self._gate.add(tenant)
 
     def update(self, tenants: Iterable[Tenant]) -> None:
-        """Weights, classes or shares of these may be others."""
-        if self._gate is not None:
-            self._gate.update(list(tenants))
+        """Devices, weights, classes or shares of these may be others."""
+        at: dict[Gate, list[Tenant]] = {}
+        for tenant in tenants:
+            gate = self._gates.get(tenant.view.turns_on)
+            if tenant.gate is not gate:
+                if tenant.gate is not None:
+                    tenant.gate.remove(tenant)
+                if gate is not None:
+                    gate.add(tenant)
+                tenant.gate = gate
+            if gate is not None:
+                at.setdefault(gate, []).append(tenant)
+        for gate, those in at.items():
+            gate.update(those)
 
     def remove(self, tenant: Tenant) -> None:
         """It is gone."""
         self._tenants.pop(tenant.view.name, None)
-        if self._gate is not None:
-            self._gate.remove(tenant)
+        if tenant.gate is not None:
+            tenant.gate.remove(tenant)
+            tenant.gate = None
 
     def pump(self, tenant: Tenant) -> None:
         """Dispatch what can be, for this tenant, or for whose turn it is."""
-        if self._gate is not None:
-            self._gate.pump(tenant)
+        if tenant.gate is not None:
+            tenant.gate.pump(tenant)
         elif tenant.waiting:
             while self._send_next(tenant, tenant.max_inflight) is not None:
                 pass
@@ -80,7 +90,7 @@ class Dispatch:
         if (
             tenant.queued
             or line.is_batched
-            or self.gated
+            or tenant.gate is not None
             or 0 < tenant.concurrency_max <= tenant.in_flight
             or 0 < line.concurrency_max <= line.in_flight
         ):

@@ -7,34 +7,33 @@ when somebody else comes, as the queue remembers nothing older than a batch anyw
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 
+from bedsit.ipc.snapshot import DeviceView
 from bedsit.supervisor.router.fairqueue import FairQueue
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.requests import Batch
 from bedsit.supervisor.router.tenants import Tenant
 
-_LEASE_NS: Final = 250_000_000
 _LOOK_S: Final = 0.05  # how often it is looked for leases that are over
 _log = structlog.get_logger("router.gate")
 
 
 class Gate:
-    """Lets *parallel* batches run at once. *send_next* dispatches a tenant's next one, or gives None."""
+    """Lets the batches of *device* run. *send_next* dispatches a tenant's next one, or gives None."""
 
     def __init__(
         self,
-        parallel: int,
+        device: DeviceView,
         loop: Loop,
-        tenants: Mapping[str, Tenant],
         send_next: Callable[[Tenant, int], Batch | None],
     ) -> None:
-        self.parallel = parallel
+        self.device = device
         self._loop = loop
-        self._tenants = tenants
+        self._tenants: dict[str, Tenant] = {}
         self._send_next = send_next
         self._queue = FairQueue()
         self._woken: set[str] = set()  # tenants that wait, as the queue knows
@@ -44,6 +43,7 @@ class Gate:
 
     def add(self, tenant: Tenant) -> None:
         """A tenant that may have work; ``update`` says on which terms."""
+        self._tenants[tenant.view.name] = tenant
         self._queue.add(tenant.view.name)
 
     def update(self, tenants: Sequence[Tenant]) -> None:
@@ -59,6 +59,7 @@ class Gate:
 
     def remove(self, tenant: Tenant) -> None:
         """It is gone; what it runs ends on nobody's account."""
+        del self._tenants[tenant.view.name]
         self._woken.discard(tenant.view.name)
         self._queue.remove(tenant.view.name)
 
@@ -70,7 +71,7 @@ class Gate:
     def pump(self, tenant: Tenant) -> None:
         """Something changed for this tenant: let run what may."""
         if self._is_alone(tenant):
-            while len(self._leased) < self.parallel and self._let(tenant) is not None:
+            while len(self._leased) < self.device.parallel and self._let(tenant) is not None:
                 pass
             return
         self._note(tenant)
@@ -98,7 +99,7 @@ class Gate:
 
     def _take_turns(self) -> None:
         stuck: set[str] = set()  # they wait for company or for a worker
-        while self._woken and len(self._leased) < self.parallel:
+        while self._woken and len(self._leased) < self.device.parallel:
             now_ns = time.monotonic_ns()
             name = self._queue.pick(now_ns, exclude=stuck)
             if name is None:
@@ -118,7 +119,7 @@ class Gate:
         batch = self._send_next(tenant, 1)
         if batch is not None:
             batch.gate = self
-            self._leased[batch] = time.monotonic_ns() + _LEASE_NS
+            self._leased[batch] = time.monotonic_ns() + int(self.device.hard_ms * 1e6)
             if not self._watching:
                 self._watching = True
                 self._loop.later(_LOOK_S, self._end_leases)

@@ -91,7 +91,7 @@ class Router:
         is_first = self.serial < 0
         self.serial, self.instance = snapshot.serial, snapshot.instance
         self._loop.spin(snapshot.spin_us)
-        self._dispatch.set_parallel(snapshot.parallel)
+        self._dispatch.set_devices(snapshot.devices)
         self._apply_tenants({t.name: t for t in snapshot.tenants})
         self._apply_slots({s.id: s for s in snapshot.slots if s.tenant in self.tenants})
         for tenant in self.tenants.values():
@@ -390,7 +390,7 @@ class Router:
                 self.end_session(session)  # see _send
         if slot.is_draining:
             self._tell_if_drained(slot)
-        if tenant.waiting or self._dispatch.gated:
+        if tenant.waiting or tenant.gate is not None:
             self._dispatch.pump(tenant)
 
     def _expire(self, request: Request) -> None:

@@ -19,6 +19,7 @@ from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.requests import Request
 
 if TYPE_CHECKING:
+    from bedsit.supervisor.router.gate import Gate
     from bedsit.supervisor.router.slots import SlotLink
 
 Key = tuple[int, int]  # model number, version
@@ -54,6 +55,7 @@ class Tenant:
         self.told_ns = 0  # when the daemon was last told of that
         self.waking_ns = 0  # how long that took the last time
         self.held_off = False  # it is not read because its queue was full
+        self.gate: Gate | None = None  # of what it takes turns on
         self.port: ZmqPort | None = None
         self._loop = loop
         self._drain = drain

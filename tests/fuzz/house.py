@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from bedsit.ipc import snapshot as snapshots
 from bedsit.ipc.manifest import Batch, Manifest, TensorSpec
-from bedsit.ipc.snapshot import ModelView, SlotView, Snapshot, TenantView, VersionView
+from bedsit.ipc.snapshot import ModelView, SlotView, Snapshot, TenantView, VersionView, gate_box
 from bedsit.supervisor.router.door import Door
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.router import Router
@@ -73,7 +73,7 @@ class House:
     def apply(self, tenants: list[TenantView], slots: list[SlotView], parallel: int = 0) -> None:
         """Be the daemon: say what there is now."""
         self._serial += 1
-        view = Snapshot(self._serial, "test", str(self.folder), tenants, slots, parallel)
+        view = Snapshot(self._serial, "test", str(self.folder), tenants, slots, gate_box(parallel))
         self.router.apply(snapshots.decode(snapshots.encode(view)))
 
     def turn(self, count: int = 1) -> None:

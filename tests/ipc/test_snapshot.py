@@ -22,7 +22,7 @@ TENANT = view.TenantView(
     min_share=0.25,
     queue_bytes_max=1 << 30,
 )
-SNAPSHOT = view.Snapshot(3, "abc", "/run/bedsit", [TENANT], [], parallel=4, spin_us=50)
+SNAPSHOT = view.Snapshot(3, "abc", "/run/bedsit", [TENANT], [], [view.DeviceView("", 4)], spin_us=50)
 
 
 def test_comes_back_as_it_went() -> None:
@@ -43,7 +43,7 @@ def test_who_says_nothing_is_held_to_nothing_new() -> None:
     assert (old.rate_per_s, old.burst, old.concurrency_max) == (0.0, 1, 0)
     (model,) = old.models
     assert (model.rate_per_s, model.burst, model.concurrency_max, model.queue_max, model.priority) == (0.0, 1, 0, 0, 1)
-    assert (view.Snapshot(1, "", "", [], []).parallel, view.Snapshot(1, "", "", [], []).spin_us) == (0, 0)
+    assert (view.Snapshot(1, "", "", [], []).devices, view.Snapshot(1, "", "", [], []).spin_us) == ([], 0)
 
 
 @pytest.mark.parametrize(

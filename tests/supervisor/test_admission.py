@@ -171,7 +171,7 @@ def test_a_box_says_what_its_tenants_get_and_what_runs_at_once(new_box: Callable
     box.tenant("other", rate_per_s=0, concurrency_max=0, service_class="interactive")
     snapshot = view.decode((box.run / "snapshot.msgpack").read_bytes())
 
-    assert (snapshot.parallel, snapshot.spin_us) == (3, 40)
+    assert ([each.parallel for each in snapshot.devices], snapshot.spin_us) == ([3], 40)
     usual = told(box) | {"weight": 7, "rate_per_s": 5.0, "service_class": "batch", "concurrency_max": 2}
     assert told(box) == usual | {"queue_bytes_max": 1 << 20, "min_share": 0.0}
     assert told(box, "other") == told(box) | {"rate_per_s": 0.0, "concurrency_max": 0, "service_class": "interactive"}

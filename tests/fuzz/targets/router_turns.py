@@ -148,7 +148,7 @@ class Stage:
 
     def _end_leases(self) -> None:
         """There is a gate: who hangs loses its turn, as if the time of its lease had passed."""
-        gate = self.house.router._dispatch._gate
+        gate = self.house.router._dispatch._gates.get("")
         assert gate is not None
         for batch in gate._leased:
             gate._leased[batch] = 0

@@ -310,7 +310,7 @@ class Plane:
             str(self.run_dir),
             [*self.tenants.values()],
             [*self.slots.values()],
-            self.parallel,
+            snapshots.gate_box(self.parallel),
         )
         data = snapshots.encode(snapshot)
         fresh = self.run_dir / "snapshot.new"
