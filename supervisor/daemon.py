@@ -57,6 +57,7 @@ from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.units import ADMIN_SOCKET, UnitStarter, call_systemctl, is_unit
+from bedsit.supervisor.usher import Usher
 from bedsit.supervisor.zygotes import Zygotes
 
 _DOWN_S: Final = 30.0
@@ -237,8 +238,12 @@ class Daemon:
         devices = Devices(
             lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
             unit=folders.nvml_socket if units else None,
+            shared=config.devices.shared_cores,
+            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
         )
         undo.push_async_callback(devices.close)
+        usher = Usher(registry, devices, house, slots, config.devices, self.feed)
+        cores = Cores(registry, slots, devices)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -249,7 +254,7 @@ class Daemon:
             operations=operations,
             publisher=publisher,
             timers=timers,
-            cores=Cores(registry, slots),
+            cores=cores,
             feed=self.feed,
             feed_next=self._feed_next,
             finish=self._finished.set,
@@ -271,6 +276,8 @@ class Daemon:
             control=control,
             effects=effects,
             devices=devices,
+            cores=cores,
+            usher=usher,
             feed=self.feed,
             wait_until=self.wait_until,
             down=self.down,
@@ -286,6 +293,7 @@ class Daemon:
         await desk.zygotes.find()
         for row in desk.registry.tenants():
             self.feed(wish_of(desk.registry, row))
+        desk.usher.look()
         room = desk.room
         recovery = Recovery(
             folders=desk.folders,
@@ -295,6 +303,7 @@ class Daemon:
             events=desk.events,
             uids=room.uids,
             slots=desk.slots,
+            cores=desk.cores,
         )
         await recovery.adopt_all(self.feed)
         desk.zygotes.sweep()

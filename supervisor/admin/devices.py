@@ -38,7 +38,7 @@ def summarise(box: Box) -> dict[str, Any]:
     return {
         "gpus": len(box.gpus),
         "mig": sum(part.kind == "mig" for part in box.slices),
-        "cores": sum(len(part.cores) for part in box.cpus),
+        "cores": sum(len(part.cores) for part in (*box.shared, *box.cpus)),
         "degraded": broken,
         "driver": box.driver,
         "trouble": _trouble(box.trouble),
@@ -49,7 +49,7 @@ def _rows(box: Box) -> list[dict[str, Any]]:
     rows = []
     for gpu in box.gpus:
         rows += [_row(part) for part in gpu.slices] or [_bare_row(gpu)]
-    return rows + [_row(part) for part in box.cpus]
+    return rows + [_row(part) for part in (*box.shared, *box.cpus)]
 
 
 def _find(name: str, box: Box) -> str:

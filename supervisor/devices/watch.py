@@ -5,21 +5,23 @@ asked last. No failure of driver, library or helper ends the daemon.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.budget import Budget
 from bedsit.supervisor.devices import faults
-from bedsit.supervisor.devices.cores import find_cpus
+from bedsit.supervisor.devices.cores import find_cpus, find_usable
 from bedsit.supervisor.devices.helper import Ended, Helper, Hung, Patience, Refused
 from bedsit.supervisor.devices.inventory import Change, Inventory
 from bedsit.supervisor.devices.model import Box, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
 from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, read_report
+from bedsit.supervisor.devices.shared import list_shared
 from bedsit.supervisor.log import get_log
 
 #: Tenants' programs cause Xids: what is told of one GPU is bounded, and the rest is counted.
@@ -64,7 +66,10 @@ class _Rest:
 
 
 class Devices:
-    """What this box computes with. *tell* hears of every change. *unit* is the socket of the helper's unit, if any."""
+    """What this box computes with. *tell* hears of every change. *unit* is the socket of the helper's unit, if any.
+
+    *shared* are the sets of cores that tenants take turns on. *looked* is called after each look, and each change.
+    """
 
     def __init__(
         self,
@@ -73,8 +78,13 @@ class Devices:
         patience: Patience = _PATIENCE,
         proc: Path = _PROC,
         unit: Path | None = None,
+        shared: Mapping[str, str] = MappingProxyType({}),
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._tell = tell
+        self._told = looked
+        self._shared = shared
+        self._is_counted = False
         self._rhythm = rhythm
         self._patience = patience
         self._proc = proc
@@ -88,12 +98,12 @@ class Devices:
         self._untold = 0
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
-        self._cpus = find_cpus()
+        self._look_at_cores()
 
     @property
     def box(self) -> Box:
         """Everything, as it was seen last. Never waits."""
-        return self._inventory.box(self._cpus)
+        return replace(self._inventory.box(self._cpus), shared=self._turns, is_counted=self._is_counted)
 
     async def wait_looked(self, timeout_s: float) -> bool:
         """Wait until the first round is over. False when that takes longer."""
@@ -107,7 +117,7 @@ class Devices:
         failures = 0
         while True:
             self._wake.clear()
-            self._cpus = find_cpus()
+            self._look_at_cores()
             self._inventory.cap_minors = read_cap_minors(self._proc)
             try:
                 await self._look_at_all()
@@ -116,6 +126,7 @@ class Devices:
                 rest_s = self._rhythm.rest_max_s if e.lasts else self._rhythm.rest(self._rhythm.rest_s, failures)
                 failures += 1
             self._looked.set()
+            self._told()
             await asyncio.sleep(min(self._rhythm.least_s, rest_s))  # an event seldom comes alone
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest_s):
@@ -125,6 +136,10 @@ class Devices:
         """End the helper."""
         if self._helper is not None:
             await self._helper.close()
+
+    def _look_at_cores(self) -> None:
+        self._turns = tuple(list_shared(self._shared, find_usable()))
+        self._cpus = find_cpus(apart={core for part in self._turns for core in part.cores})
 
     async def _look_at_all(self) -> None:
         """One round. Raises _NoAnswer where it broke off."""
@@ -138,6 +153,7 @@ class Devices:
         for index in sorted(range(driver.gpus), key=lambda index: (index in rests, index)):
             if index not in rests or rests[index].until <= now:
                 seen |= await self._look_at(index)
+        self._is_counted = True
         self._apply(self._inventory.count(driver.gpus, seen))
         if seen - self._listens:
             await self._listen(seen)
@@ -230,7 +246,7 @@ class Devices:
         if not changes or changes[-1].kind == "device.degraded":  # a MIG device was cut, or something broke
             self._wake.set()
 
-    def _apply(self, changes: Iterable[Change]) -> None:
+    def _apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.kind not in ("device.xid", "device.ecc"):
                 self._tell(change)
@@ -240,3 +256,5 @@ class Devices:
                 self._tell(replace(change, text=text))
             else:
                 self._untold += 1
+        if changes:
+            self._told()

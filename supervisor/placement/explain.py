@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bedsit.supervisor.placement.box import Box, Seat
 from bedsit.supervisor.placement.changes import Change, find_changes
 from bedsit.supervisor.placement.place import Refusal, place
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import USUAL, Rules
 from bedsit.supervisor.placement.score import Mix
+from bedsit.supervisor.placement.seating import Seat, Seating
 from bedsit.supervisor.placement.seats import Reason
 
 
@@ -22,12 +22,14 @@ class Explanation:
     sentence: str
 
 
-def explain(box: Box, tenant: str, request: Request, rules: Rules = USUAL, mix: Mix | None = None) -> Explanation:
+def explain(
+    seating: Seating, tenant: str, request: Request, rules: Rules = USUAL, mix: Mix | None = None
+) -> Explanation:
     """What `place` decides, and why."""
-    placed = place(box, tenant, request, rules, mix)
+    placed = place(seating, tenant, request, rules, mix)
     against = "; ".join(_group(placed.reasons))
     if isinstance(placed, Refusal):
-        changes = find_changes(box, tenant, request, rules)
+        changes = find_changes(seating, tenant, request, rules)
         hint = "it would fit if " + ", or if ".join(change.words for change in changes)
         sentence = f"{tenant} has no seat for {request}: {against}; {hint if changes else 'no single change helps'}"
         return Explanation(None, placed.reasons, changes, sentence)
