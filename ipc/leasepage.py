@@ -78,7 +78,7 @@ class LeasePage:
 
 
 class LeaseView:
-    """The worker's end: ``words[0]`` and ``words[1]`` as they are now."""
+    """The worker's end: ``words[0]`` and ``words[1]`` as they are now. Mapped until nothing refers to it."""
 
     def __init__(self, words: "memoryview[int]") -> None:
         self.words = words

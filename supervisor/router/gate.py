@@ -182,10 +182,10 @@ class Gate:
             and all(batch.tenant is tenant for batch in self._running)
         )
 
-    def _note(self, tenant: Tenant) -> bool:
+    def _note(self, tenant: Tenant, *, waits: bool = False) -> bool:
         """Whether the tenant waits, as it did not before."""
         name = tenant.view.name
-        if not tenant.waiting and name not in self._parked:
+        if not waits and not tenant.waiting and name not in self._parked:
             self._rest(name)
         elif name not in self._woken:
             self._woken.add(name)
@@ -205,6 +205,10 @@ class Gate:
         level = _CLASSES[newcomer.view.service_class]
         for batch in self._running:
             batch.pressed_ns = batch.pressed_ns or now_ns
+            if not batch.charged:
+                batch.charged_ns = batch.ran_ns(now_ns)  # until now it took nothing from anybody
+                self._note(batch.tenant, waits=True)
+                self._charge(batch, now_ns)
             if self._turn_ns and level < _CLASSES[batch.tenant.view.service_class]:
                 batch.slot.page.revoke()
             elif self._turn_ns and batch.slot.page.state == Turn.FREE:
@@ -291,13 +295,16 @@ class Gate:
 
     def _book(self, batch: Batch, now_ns: int) -> None:
         """What can be done once it runs."""
-        name = batch.tenant.view.name
-        if name in self._woken:
-            batch.estimate_ns = max(0, batch.line.cost_ns * len(batch.requests) - batch.spent_ns)
-            batch.charged = True
-            self._queue.start(name, batch.estimate_ns, now_ns)
-            self._note(batch.tenant)
+        if batch.tenant.view.name in self._woken:
+            self._charge(batch, now_ns)
         self._watch()
+
+    def _charge(self, batch: Batch, now_ns: int) -> None:
+        """Its tenant, which waits, pays from now on, at first as was estimated."""
+        batch.estimate_ns = max(0, batch.line.cost_ns * len(batch.requests) - batch.ran_ns(now_ns))
+        batch.charged = True
+        self._queue.start(batch.tenant.view.name, batch.estimate_ns, now_ns)
+        self._note(batch.tenant)
 
     def _stop(self, batch: Batch, now_ns: int) -> None:
         """What it runs is over, with a turn or without."""
