@@ -85,6 +85,24 @@ def describe_trust(tenant: Row) -> str | None:
     return ("yes" if wish.get("trusted") else "no") if isinstance(wish, dict) else None
 
 
+def list_explanation(answer: Row) -> list[tuple[str, object]]:
+    """Why, in one sentence, and what would help."""
+    seat, found = answer.get("seat"), answer.get("changes")
+    changes = [str(each.get("words")) for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return [
+        ("device", answer.get("device") or _NONE),
+        ("seat", seat.get("text") if isinstance(seat, dict) else None),
+        ("why", answer.get("sentence")),
+        *((f"fits if {number}", words) for number, words in enumerate(changes, 1)),
+    ]
+
+
+def name_seat(answer: Row) -> str:
+    """The device of the seat, or ``none``."""
+    seat = answer.get("seat")
+    return " ".join(map(str, seat.get("devices") or ())) if isinstance(seat, dict) else _NONE
+
+
 def _or_nothing(text: str | None, word: str) -> str | None:
     return "" if text == word else text
 

@@ -25,7 +25,7 @@ from bedsit.cli.admission import (
 )
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
-from bedsit.cli.complete import TenantName, Yes
+from bedsit.cli.complete import OptionalTenant, TenantName, Yes
 from bedsit.cli.key import KeyFile, keep_secret, open_key_file
 from bedsit.cli.option import read_option
 from bedsit.cli.presence import (
@@ -57,6 +57,8 @@ from bedsit.cli.seat import (
     describe_seat,
     describe_trust,
     describe_wish,
+    list_explanation,
+    name_seat,
     read_wish,
 )
 from bedsit.cli.table import Column, Row, field
@@ -317,6 +319,40 @@ def set_limits(
         )
     chosen = profile.value if profile else None
     _show(box, box.call("tenant.set", name=name, **limits, profile=chosen))
+
+
+@verb(
+    app,
+    "explain",
+    examples="""
+    bedsit tenant explain vision
+    bedsit tenant explain --device gpu:0.5 --gpu-type H200 --trusted
+    bedsit tenant explain vision --device mig:2g.20gb -o json | jq .item.changes
+    """,
+)
+def explain_tenant(
+    box: Box,
+    name: OptionalTenant = None,
+    device: Device = None,
+    gpu_memory: GpuMemory = None,
+    gpu_type: GpuType = None,
+    near: Near = None,
+    apart: Apart = None,
+    trusted: Trusted = None,
+    service_class: Class = None,
+    min_share: MinShare = None,
+) -> None:
+    """Say why a tenant sits where it does, or why its slots do not start; with options, what asking for that would do.
+
+    Without a name it is a new tenant that asks. Nothing is changed.
+    """
+    wish = read_wish(device=device, gpu_memory=gpu_memory, gpu_type=gpu_type, near=near, apart=apart, trusted=trusted)
+    said = read_admission(
+        weight=None, service_class=service_class, min_share=min_share, queue=None, queue_bytes=None, sessions=None
+    )
+    wish |= {key: said[key] for key in ("service_class", "min_share")}
+    answer = box.call("tenant.explain", name=name, **wish)
+    box.screen.show_record("explanation", answer, list_explanation(answer), name_seat(answer))
 
 
 @verb(app, "stop", examples="bedsit tenant stop vision")

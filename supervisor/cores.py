@@ -69,11 +69,11 @@ class Cores:
 
     def limits_of(self, row: TenantRow | NewTenant) -> Limits:
         """What one slot of the tenant may use now."""
-        return limits_of(row, self._find_left())
+        return limits_of(row, self.left)
 
     def check(self, row: TenantRow | NewTenant) -> None:
         """Raises ``limit.impossible`` for cores that other tenants have, or take turns on."""
-        left = self._find_left()
+        left = self.left
         if ALL in (row.cores, left):
             return
         taken = parse_cores(row.cores) - parse_cores(left)
@@ -83,19 +83,21 @@ class Cores:
 
     def share(self) -> None:
         """Set the limits that are not as they have to be. Costs a query where nothing was promised to anybody."""
-        is_promised, left = self._registry.has_promised(), self._find_left()
+        is_promised, left = self._registry.has_promised(), self.left
         if is_promised or self._was_promised or left != self._was_left:
             self._weigh()
         self._was_promised, self._was_left = is_promised, left
 
-    def _find_left(self) -> str:
+    @property
+    def left(self) -> str:
+        """The cores of tenants that have none of their own."""
         if self._revision != self._registry.revision:
             self._revision = self._registry.revision
             self._seats = [row.seat for row in self._registry.seated() if row.seat is not None]
         return find_left(self._devices.box, self._seats)
 
     def _weigh(self) -> None:
-        rows, left = self._find_rows(), self._find_left()
+        rows, left = self._find_rows(), self.left
         own: dict[str, Limits] = {}
         claims: dict[str, Claim] = {}
         for slot, live in self._slots.live.items():

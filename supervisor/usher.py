@@ -17,7 +17,7 @@ from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.needs import NotYetSeen, needs_of
 from bedsit.supervisor.placement.cards import list_cards, list_nodes
-from bedsit.supervisor.placement.explain import explain
+from bedsit.supervisor.placement.explain import Explanation, explain, explain_seat
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import Rules
 from bedsit.supervisor.placement.seating import Resident, Seat, Seating
@@ -65,15 +65,23 @@ class Usher:
             return replace(row, seat=None)
         if old is not None and old.seat is not None and read_wish(old) == request:
             return replace(row, seat=old.seat)
-        seating = self.seating(without=row.name)
-        found = find_seats(seating, row.name, request, self.rules).seats
-        kept = _find_kept(found, old.seat if old else None)
-        if kept is not None:
-            return replace(row, seat=kept)
-        explanation = explain(seating, row.name, request, self.rules)
+        explanation = self.explain(row, request, old.seat if old else None)
         if explanation.seat is None:
             raise error("device.full", explanation.sentence, "see: bedsit tenant explain, bedsit device list")
         return replace(row, seat=explanation.seat)
+
+    def explain(self, row: TenantRow | NewTenant, request: Request, kept: Seat | None = None) -> Explanation:
+        """What seat the tenant would get for *request*, and why: where it sits already, if that is as good."""
+        seating = self.seating(without=row.name)
+        found = find_seats(seating, row.name, request, self.rules).seats
+        same = [seat for seat in found if kept and (seat.devices, seat.placed) == (kept.devices, kept.placed)]
+        if kept is not None and (kept in found or same):
+            return explain_seat(seating, row.name, request, kept if kept in found else same[0], self.rules)
+        return explain(seating, row.name, request, self.rules)
+
+    def explain_kept(self, row: TenantRow, request: Request, seat: Seat) -> Explanation:
+        """Why the tenant has the seat that it has."""
+        return explain_seat(self.seating(without=row.name), row.name, request, seat, self.rules)
 
     def seating(self, without: str = "") -> Seating:
         """Who sits where now, but for one tenant."""
@@ -126,11 +134,3 @@ def _judge(name: str, seat: Seat, box: Box) -> on.SeatSeen:
     except BedsitError as e:
         return on.SeatSeen(name, "degraded", f"{e.message} ({e.hint})")
     return on.SeatSeen(name, "", "")
-
-
-def _find_kept(found: tuple[Seat, ...], old: Seat | None) -> Seat | None:
-    """The seat that it has, else one on the same device."""
-    if old is None:
-        return None
-    same = [seat for seat in found if seat.devices == old.devices and seat.placed == old.placed]
-    return old if old in found else next(iter(same), None)

@@ -157,6 +157,14 @@ class TenantSet(_Limits, frozen=True, tag="tenant.set"):
     profile: Profile | None = None
 
 
+class TenantExplain(_Wish, frozen=True, tag="tenant.explain"):
+    """Why a tenant sits where it does, or what a wish would come to; of a new tenant where there is no name."""
+
+    name: TenantName | None = None
+    service_class: ServiceClass | None = None
+    min_share: Share | None = None
+
+
 class TenantStop(_Request, frozen=True, tag="tenant.stop"):
     """No slot for this tenant until it is started."""
 
@@ -306,9 +314,9 @@ class Down(_Request, frozen=True, tag="down"):
 
 
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
-    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantRestart, TenantDrain,
-    TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelRelease,
-    ModelDelete, DeviceList, DeviceShow, Ps, EventsAsked, LogsAsked, Backup, Down,
+    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantExplain, TenantStop, TenantStart,
+    TenantRestart, TenantDrain, TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList,
+    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
 

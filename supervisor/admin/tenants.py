@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ async def create(desk: Desk, request: schema.TenantCreate, _call: Call) -> dict[
     """A new tenant; its first key's secret is in this answer and nowhere else."""
     usual = msgspec.structs.asdict(desk.config.tenant)
     new = NewTenant(name=request.name, isolation=request.isolation, profile=request.profile, **usual)
-    new = replace(new, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE, *WISH)))
+    new = replace(new, **seats.said(request, (*LIMITS, *ADMISSION, *PRESENCE, *WISH)))
     await _check_floor(desk, new.memory_bytes)
     async with desk.locks[request.name]:
         await desk.usher.read(new)
@@ -72,8 +71,10 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
     """
     async with desk.locks[request.name]:
         old = desk.registry.tenant(request.name)
-        wanted = _wish_anew(replace(old, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE, *WISH, "profile"))), request)
-        is_told = bool(_said(request, (*LIMITS, "service_class", "min_share", "device")))
+        wanted = seats.wish_anew(
+            replace(old, **seats.said(request, (*LIMITS, *ADMISSION, *PRESENCE, *WISH, "profile"))), request
+        )
+        is_told = bool(seats.said(request, (*LIMITS, "service_class", "min_share", "device")))
         if is_told:
             await _check_floor(desk, wanted.memory_bytes)
         await desk.usher.read(wanted)
@@ -246,19 +247,6 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
         "walls": live.walls if live else None,
         "walls_age_s": time.monotonic() - live.walls_read_at if live and live.walls_read_at is not None else None,
     }
-
-
-def _said(request: schema.TenantCreate | schema.TenantSet, names: Iterable[str]) -> dict[str, Any]:
-    """Those of *names* that the request says something about."""
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-
-
-def _wish_anew(row: TenantRow, request: schema.TenantSet) -> TenantRow:
-    """The tenant without what it wished of its former device and makes no sense for this one."""
-    if request.device is None or row.device.startswith(("gpu", "mig:")):
-        return row
-    lost = ("gpu_memory_bytes", "gpu_type", *(() if row.device else ("near", "apart")))
-    return replace(row, **{name: NewTenant.__dict__[name] for name in lost if getattr(request, name) is None})
 
 
 def _follow(row: Row, request: schema.TenantCreate | schema.TenantSet) -> Row:
