@@ -55,6 +55,7 @@ Kind = Literal[
     "tenant.started",
     "tenant.stopped",
     "tenant.woken",
+    "turn.overrun",
     "zygote.died",
     "zygote.retired",
     "zygote.started",

@@ -202,11 +202,12 @@ class SlotLost:
 
 @dataclass(frozen=True)
 class SlotHung:
-    """A call has run for longer than the tenant may. From the router: may be wrong."""
+    """A call has run for longer than the tenant may, or *overran* its turn. From the router: may be wrong."""
 
     slot: str
     blame: Place | None
     text: str
+    overran: bool = False
 
 
 @dataclass(frozen=True)
