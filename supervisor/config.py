@@ -17,6 +17,7 @@ from bedsit.ipc.errors import error
 from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
 from bedsit.supervisor.admission import Burst, Concurrency, QueueBytes, QueueLength, Rate, Sessions, Weight
+from bedsit.supervisor.devices.partitions.declared import read_partitions
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
@@ -78,6 +79,10 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hard_ms: float = 500.0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
+    #: What GPUs with MIG are cut into, by UUID, the beginning of it, or index: ``GPU-8f3a = ["3g.71gb@4", "1g.18gb"]``.
+    partitions: dict[str, list[str]] = {}
+    #: Whether the daemon makes what is missing of that where nothing has to be destroyed for it, as after a reboot.
+    create_missing: bool = True
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -237,6 +242,7 @@ def _check(config: Config) -> None:
         require(f"devices.{key}", "must be above 0 and finite", ok=0 < getattr(devices, key) < math.inf)
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
+    read_partitions(devices.partitions)
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")

@@ -27,6 +27,8 @@ from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
+from bedsit.supervisor.devices.partitions.declared import read_partitions
+from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -94,7 +96,7 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for endless in (self._watch(notifier), self._look.run(), desk.devices.run()):
+            for endless in (self._watch(notifier), self._look.run(), desk.partitions.run(), desk.devices.run()):
                 task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
@@ -239,6 +241,13 @@ class Daemon:
             unit=folders.nvml_socket if units else None,
         )
         undo.push_async_callback(devices.close)
+        partitions = Partitions(
+            devices,
+            read_partitions(config.devices.partitions),
+            events.add,
+            dict,  # no tenant sits on a GPU yet
+            creates_missing=config.devices.create_missing,
+        )
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -271,6 +280,7 @@ class Daemon:
             control=control,
             effects=effects,
             devices=devices,
+            partitions=partitions,
             feed=self.feed,
             wait_until=self.wait_until,
             down=self.down,

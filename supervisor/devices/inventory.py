@@ -158,10 +158,12 @@ class Inventory:
                     sms=report.sms,
                     numa_node=report.numa_node,
                     mig=report.mig,
+                    mig_pending=report.mig_pending,
                     capabilities=report.capabilities,
                     profiles=report.profiles,
                     processes=report.processes,
                     slices=tuple(self._cut(report, trouble)),
+                    bare=report.bare,
                     note=_note(report),
                     trouble=trouble,
                 )
@@ -237,7 +239,7 @@ def _note(report: GpuReport) -> str:
         then = "off" if report.mig == "on" else "on"
         return f"MIG is {report.mig}, and will be {then} after the next reset of the GPU, or a reboot"
     if report.mig == "on" and not report.instances:
-        return "MIG is on, and nothing is cut: cut it (nvidia-smi mig -cgi), or turn MIG off"
+        return "MIG is on, and nothing is cut: bedsit device partition, or nvidia-smi mig -cgi, or turn MIG off"
     return ""
 
 

@@ -15,7 +15,7 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.budget import Budget
 from bedsit.supervisor.devices import faults
 from bedsit.supervisor.devices.cores import find_cpus
-from bedsit.supervisor.devices.helper import Ended, Helper, Hung, Patience, Refused
+from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience, Refused
 from bedsit.supervisor.devices.inventory import Change, Inventory
 from bedsit.supervisor.devices.model import Box, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
@@ -63,6 +63,14 @@ class _Rest:
     times: int
 
 
+class Uncut(Exception):
+    """A GPU was not cut as it was asked for."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.what)
+        self.trouble = trouble
+
+
 class Devices:
     """What this box computes with. *tell* hears of every change. *unit* is the socket of the helper's unit, if any."""
 
@@ -88,6 +96,9 @@ class Devices:
         self._untold = 0
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
+        self._round = asyncio.Event()
+        self._is_whole = False
+        self._turn = asyncio.Lock()
         self._cpus = find_cpus()
 
     @property
@@ -102,20 +113,44 @@ class Devices:
                 await self._looked.wait()
         return self._looked.is_set()
 
+    async def wait_round(self) -> bool:
+        """Wait until the round that comes next is over; whether every GPU was asked in it."""
+        await self._round.wait()
+        return self._is_whole
+
+    async def look(self) -> None:
+        """Look at everything now. What cannot be read stays as it was seen last, with why. Waits for the driver."""
+        with suppress(_NoAnswer):
+            await self._look_around()
+
+    async def cut(self, ask: Cut, uuid: str, **what: int) -> None:
+        """Have an instance of a GPU made or destroyed (reports.py); what is seen is as it was until the next look.
+
+        Raises Uncut; nothing is left half then, unless it says so. Waits for the driver.
+        """
+        try:
+            async with self._turn:
+                await self._ask(DriverReport, ask="driver")  # a helper that is new opens NVML with it
+                await self._ask(object, ask=ask, uuid=uuid, **what)
+        except Refused as e:
+            raise Uncut(faults.explain_cut(e.refusal)) from None
+        except _NoAnswer as e:
+            raise Uncut(e.trouble) from None
+
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         failures = 0
         while True:
             self._wake.clear()
-            self._cpus = find_cpus()
-            self._inventory.cap_minors = read_cap_minors(self._proc)
             try:
-                await self._look_at_all()
-                failures, rest_s = 0, self._rhythm.round_s
+                await self._look_around()
+                failures, rest_s, self._is_whole = 0, self._rhythm.round_s, True
             except _NoAnswer as e:
                 rest_s = self._rhythm.rest_max_s if e.lasts else self._rhythm.rest(self._rhythm.rest_s, failures)
-                failures += 1
+                failures, self._is_whole = failures + 1, False
             self._looked.set()
+            self._round.set()
+            self._round = asyncio.Event()
             await asyncio.sleep(min(self._rhythm.least_s, rest_s))  # an event seldom comes alone
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest_s):
@@ -126,8 +161,14 @@ class Devices:
         if self._helper is not None:
             await self._helper.close()
 
+    async def _look_around(self) -> None:
+        """One round. Nobody else has the helper meanwhile. Raises _NoAnswer where it broke off."""
+        async with self._turn:
+            self._cpus = find_cpus()
+            self._inventory.cap_minors = read_cap_minors(self._proc)
+            await self._look_at_all()
+
     async def _look_at_all(self) -> None:
-        """One round. Raises _NoAnswer where it broke off."""
         driver = await self._open()
         if driver.gpus != self._gpus:  # indexes are others' now
             self._gpus = driver.gpus
