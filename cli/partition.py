@@ -46,7 +46,7 @@ def show_plan(box: Box, gpu: GpuName = None) -> None:
     """Show what apply would do, and change nothing. Exits with 1 if that is anything, or if it cannot be done.
 
     keep: it is there. create, destroy: it would be made or destroyed. finish: it was left half made, and gets what it
-    lacks. impossible: it was declared and cannot be, for that reason. Who computes on an instance keeps it, declared or not.
+    lacks. impossible: it was declared and cannot be, for that reason. Who computes on an instance keeps it in any case.
     """
     rows = box.call("device.partition.plan", gpu=gpu)["rows"]
     _show(box, rows, _COLUMNS)
@@ -93,7 +93,8 @@ def _ask(changes: Sequence[Row]) -> str:
     made = counts["create"] + counts["finish"]
     parts = [f"destroy {', '.join(gone)}"] if gone else []
     parts += [f"make {made} instance{'s' * (made > 1)}"] if made else []
-    return f"{' and '.join(parts).capitalize()}?" if not gone else f"D{' and '.join(parts)[1:]}?"
+    question = " and ".join(parts)
+    return f"{question[:1].upper()}{question[1:]}?"
 
 
 def _show(box: Box, rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:

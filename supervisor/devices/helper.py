@@ -114,7 +114,7 @@ class Helper:
         """
         self._answer, self._call = None, ""
         usual_s = self._patience.cut_s if question.get("ask") in get_args(Cut) else self._patience.call_s
-        within_s = max(usual_s, self._patience.start_s) if self._is_new else usual_s
+        within_s = self._patience.start_s if self._is_new else usual_s
         try:
             self._link.send(question)
         except (BedsitError, OSError):

@@ -220,12 +220,15 @@ def _name(index: int) -> str:
 
 
 def _compare(before: Iterable[InstanceReport], now: Iterable[InstanceReport]) -> Iterator[Change]:
-    """Which MIG devices were made and destroyed: by the operator, or by a reset, which leaves none."""
-    old, new = ({each.uuid: each.name for each in instances} for instances in (before, now))
-    for uuid in old.keys() - new.keys():
-        yield Change("device.gone", uuid, f"{old[uuid]} was destroyed")
-    for uuid in new.keys() - old.keys():
-        yield Change("device.found", uuid, new[uuid])
+    """Which MIG devices were made and destroyed: by an operator, by us, or by a reset, which leaves none.
+
+    A UUID is not enough: a driver makes it of the numbers of the instances, and gives those again.
+    """
+    old, new = ({(each.uuid, each.name, each.placement) for each in instances} for instances in (before, now))
+    for uuid, name, _ in old - new:
+        yield Change("device.gone", uuid, f"{name} was destroyed")
+    for uuid, name, _ in new - old:
+        yield Change("device.found", uuid, name)
 
 
 def _explain(happening: Happening) -> Xid | None:
