@@ -103,8 +103,8 @@ class Partitions:
                     outcomes += await self._carry_out(plan, progress)
             finally:
                 self.leaving = frozenset()
-                self._rests.clear()
-                await self._devices.look()
+            self._rests.clear()
+            await self._devices.look()
         return plans, tuple(outcomes)
 
     def _make_plans(self, name: str | None) -> tuple[GpuPlan, ...]:
@@ -173,11 +173,11 @@ class Partitions:
             await self._devices.cut("finish", uuid, gpu_instance=number, **what)
             return
         # Before the driver is asked, and without a pause: who took a seat since is seen, and nobody takes one now.
-        if line.device is not None:
-            tenant = self._seats().get(line.device)
-            if tenant is not None:
-                raise Uncut(Trouble(f"tenant {tenant} has taken it meanwhile", "see: bedsit device partition plan"))
-            self.leaving |= {line.device}
+        gpu = next(gpu for gpu in self._devices.box.gpus if gpu.uuid == uuid)
+        inside = find_occupants(gpu, self._seats()).get(number)
+        if inside:
+            raise Uncut(Trouble(f"{', '.join(inside)} has taken it meanwhile", "see: bedsit device partition plan"))
+        self.leaving |= {part.id for part in gpu.slices if part.gpu_instance == number}
         await self._devices.cut("destroy", uuid, gpu_instance=number, **what)
 
     def _tell_once(self, key: str, problem: str) -> None:
