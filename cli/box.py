@@ -36,7 +36,7 @@ class Box:
 
     def call_telling(self, phases: Any, op: str, *, body: Body | None = None, **args: Any) -> Any:
         """Run an admin operation inside phases that the caller already shows."""
-        if op not in _READS and not op.endswith((".list", ".show")):
+        if op not in _READS and not op.endswith((".list", ".show", ".explain")):
             self.changing = op
         result = self._admin.call(op, progress=phases, body=body, **args)
         self.changing = None

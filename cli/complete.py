@@ -81,6 +81,9 @@ def _find_run_dir(ctx: typer.Context) -> Path:
 TenantName = Annotated[
     str, typer.Argument(metavar="TENANT", help="The tenant's name.", autocompletion=complete_tenants)
 ]
+OptionalTenant = Annotated[
+    str | None, typer.Argument(metavar="[TENANT]", help="The tenant's name.", autocompletion=complete_tenants)
+]
 ModelAddress = Annotated[
     str, typer.Argument(metavar="TENANT/MODEL", help="The model, by its tenant.", autocompletion=complete_models)
 ]

@@ -30,6 +30,12 @@ def _compute(row: Row) -> str | None:
     return f"{sms} SMs" if sms else None
 
 
+def _describe_use(row: Row) -> str | None:
+    """How much of it tenants have."""
+    used = row.get("used")
+    return f"{100 * used:.0f} %" if isinstance(used, float) else None
+
+
 def _why(row: Row) -> str | None:
     """What is wrong with it, else what its operator should know."""
     trouble = row.get("trouble")
@@ -44,6 +50,8 @@ COLUMNS: Final = (
     Column("MEMORY MiB", lambda row: format_mib(row.get("memory_bytes")), right=True),
     Column("COMPUTE", _compute, right=True),
     field("TRUST", "trust"),
+    Column("TENANTS", lambda row: _join(row.get("tenants"))),
+    Column("FULL", _describe_use, right=True),
     Column("WHY", _why),
 )
 
@@ -58,7 +66,7 @@ COLUMNS: Final = (
     """,
 )
 def list_devices(box: Box) -> None:
-    """List what can be handed out to tenants: whole GPUs, MIG devices, and the cores of each NUMA node.
+    """List what can be handed out to tenants, and who has it: GPUs, MIG devices, shared cores, cores of NUMA nodes.
 
     A GPU that cannot be used, or of which nothing is cut, is listed too, with why.
     """
@@ -96,6 +104,9 @@ def describe_devices(devices: object) -> str | None:
         if devices.get(key) or key != "mig"
     ]
     text = ", ".join(parts)
+    seats, lost = devices.get("seats"), devices.get("seats_degraded")
+    if seats:
+        text += f"; {seats} seat{'s' * (seats != 1)} taken" + (f", of which {len(lost)} cannot be used" if lost else "")
     degraded, trouble = devices.get("degraded"), devices.get("trouble")
     if degraded and isinstance(degraded, list):
         text += f"; degraded: {', '.join(map(str, degraded))}"
@@ -133,6 +144,9 @@ def _fields(row: Row) -> list[tuple[str, object]]:
         ("numa node", row.get("numa_node")),
         ("trust", row.get("trust")),
         ("fails with", row.get("fault_domain")),
+        ("tenants", _join(row.get("tenants"))),
+        ("full", _describe_use(row)),
+        ("given away", row.get("given")),
         ("gpu", row.get("gpu")),
         ("place", describe_place(place)),
         ("nodes", _join(row.get("nodes"))),

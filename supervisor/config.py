@@ -17,7 +17,9 @@ from bedsit.ipc.errors import error
 from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
 from bedsit.supervisor.admission import Burst, Concurrency, QueueBytes, QueueLength, Rate, Sessions, Weight
+from bedsit.supervisor.devices.cores import find_usable
 from bedsit.supervisor.devices.partitions.declared import read_partitions
+from bedsit.supervisor.devices.shared import check_shared
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
@@ -243,6 +245,10 @@ def _check(config: Config) -> None:
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
     read_partitions(devices.partitions)
+    try:
+        check_shared(devices.shared_cores, find_usable())
+    except ValueError as e:
+        raise error("config.invalid", f"devices.shared_cores: {e}") from None
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")

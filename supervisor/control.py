@@ -27,6 +27,7 @@ _READ: Final = 256 << 10
 #: At most one snapshot waits for the router to read it, and some small things beside it.
 _MAX_UNSENT: Final = view.MAX_BYTES + (1 << 20)
 _MAX_VERSION: Final = 32
+_MAX_NAME: Final = 64
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -75,6 +76,13 @@ class _Hung(msgspec.Struct, tag_field="op", tag="hung"):
     after_s: float
 
 
+class _Overran(msgspec.Struct, tag_field="op", tag="overran"):
+    slot: str
+    ran: tuple[int, int] | None
+    on: str
+    after_s: float
+
+
 class _Activity(msgspec.Struct, tag_field="op", tag="activity"):
     tenants: dict[str, Activity] = {}
 
@@ -93,7 +101,7 @@ class _Stats(msgspec.Struct, tag_field="op", tag="stats"):
     pid: int = 0
 
 
-_Message = _Hello | _Ack | _Drained | _Lost | _Hung | _Wanted | _Misbehaved | _Stats | _Activity
+_Message = _Hello | _Ack | _Drained | _Lost | _Hung | _Overran | _Wanted | _Misbehaved | _Stats | _Activity
 
 
 class Control:
@@ -238,6 +246,9 @@ class Control:
                 self._feed(on.SlotLost(slot, ran))
             case _Hung(slot, ran, after_s):
                 self._feed(on.SlotHung(slot, ran, f"a call of its model has not ended after {after_s:.1f} s"))
+            case _Overran(slot, ran, device, after_s):
+                text = f"kept {device[:_MAX_NAME]} for {after_s:.2f} s while others waited, and did not yield"
+                self._feed(on.SlotHung(slot, ran, text, overran=True))
             case _Wanted(tenant):
                 self._feed(on.TenantWanted(tenant))
             case _Misbehaved(slot, count):

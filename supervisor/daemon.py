@@ -29,6 +29,7 @@ from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.devices.partitions.declared import read_partitions
 from bedsit.supervisor.devices.partitions.keeper import Partitions
+from bedsit.supervisor.devices.partitions.there import list_seats
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -59,6 +60,7 @@ from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.units import ADMIN_SOCKET, UnitStarter, call_systemctl, is_unit
+from bedsit.supervisor.usher import Usher
 from bedsit.supervisor.zygotes import Zygotes
 
 _DOWN_S: Final = 30.0
@@ -239,15 +241,19 @@ class Daemon:
         devices = Devices(
             lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
             unit=folders.nvml_socket if units else None,
+            shared=config.devices.shared_cores,
+            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
         )
         undo.push_async_callback(devices.close)
+        usher = Usher(registry, devices, house, slots, config.devices, self.feed)
         partitions = Partitions(
             devices,
             read_partitions(config.devices.partitions),
             events.add,
-            dict,  # no tenant sits on a GPU yet
+            lambda: list_seats(usher.seating().residents),
             creates_missing=config.devices.create_missing,
         )
+        cores = Cores(registry, slots, devices)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -258,7 +264,7 @@ class Daemon:
             operations=operations,
             publisher=publisher,
             timers=timers,
-            cores=Cores(registry, slots),
+            cores=cores,
             feed=self.feed,
             feed_next=self._feed_next,
             finish=self._finished.set,
@@ -281,6 +287,8 @@ class Daemon:
             effects=effects,
             devices=devices,
             partitions=partitions,
+            cores=cores,
+            usher=usher,
             feed=self.feed,
             wait_until=self.wait_until,
             down=self.down,
@@ -296,6 +304,7 @@ class Daemon:
         await desk.zygotes.find()
         for row in desk.registry.tenants():
             self.feed(wish_of(desk.registry, row))
+        desk.usher.look()
         room = desk.room
         recovery = Recovery(
             folders=desk.folders,
@@ -305,6 +314,7 @@ class Daemon:
             events=desk.events,
             uids=room.uids,
             slots=desk.slots,
+            cores=desk.cores,
         )
         await recovery.adopt_all(self.feed)
         desk.zygotes.sweep()

@@ -12,6 +12,7 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
+from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
@@ -24,6 +25,7 @@ from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.registry import Registry, TenantRow
 from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
+from bedsit.supervisor.usher import Usher
 from bedsit.supervisor.zygotes import Zygotes
 
 #: How long a change waits for a connected router to work by it.
@@ -49,6 +51,8 @@ class Desk:
     effects: Effects
     devices: Devices
     partitions: Partitions
+    cores: Cores
+    usher: Usher
     feed: Callable[[on.Stimulus], None]
     wait_until: Callable[[Callable[[], bool], float], Awaitable[bool]]
     down: Callable[[Callable[[str, float | None], None]], Awaitable[None]]
@@ -87,6 +91,7 @@ class Desk:
     def tell_house(self, row: TenantRow) -> None:
         """Say what the operator wants of this tenant now."""
         self.feed(wish_of(self.registry, row))
+        self.usher.look()
 
 
 def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
@@ -99,7 +104,8 @@ def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
     }
     models, size = tuple(sorted(sizes)), sum(sizes.values())
     policy = Policy(**{name: getattr(row, name) for name in Policy.__dataclass_fields__})
-    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile, policy, size)
+    wanted, strict = row.wanted == "running", row.isolation == "strict"
+    return on.TenantSet(row.name, wanted, strict, models, row.profile, policy, size, row.seat)
 
 
 def now_text() -> str:

@@ -11,6 +11,7 @@ import msgspec
 import bedsit
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.atomic import write_atomically
+from bedsit.supervisor.placement.seating import Seat
 
 VERSION: Final = 2
 #: What msgspec raises for bytes that are no record; its own errors leave out bad UTF-8 and endless nesting.
@@ -43,6 +44,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
     models: tuple[tuple[int, int], ...] = ()
     assigned_at: str | None = None
+    #: Where its tenant sat when it was given to it: taken for as long as it runs.
+    seat: Seat | None = None
 
 
 class Places(msgspec.Struct, frozen=True):

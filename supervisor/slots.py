@@ -28,6 +28,7 @@ from bedsit.sandbox.slices import list_threads, set_slice
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import classify
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.records import Phase, Record
 from bedsit.supervisor.reports import clean_text, read_failure
 from bedsit.supervisor.room import LiveSlot, Room
@@ -294,9 +295,14 @@ class Slots:
     # -- assigning ----------------------------------------------------------------------------------------------------
 
     def assign(
-        self, slot: str, assignment: Assignment, limits: Limits, open_artifacts: Sequence[Callable[[], int]]
+        self,
+        slot: str,
+        assignment: Assignment,
+        limits: Limits,
+        open_artifacts: Sequence[Callable[[], int]],
+        seat: Seat | None = None,
     ) -> None:
-        """Give a blank slot to a tenant; ModelsLoaded, LoadFailed or SlotDied follows."""
+        """Give a blank slot to a tenant, which sits there; ModelsLoaded, LoadFailed or SlotDied follows."""
         live = self.live[slot]
         models = tuple((model.number, model.version) for model in assignment.models)
         try:
@@ -309,7 +315,7 @@ class Slots:
                 live.assigned_s = time.monotonic()
                 now = self._room.now()
                 live.record = msgspec.structs.replace(
-                    live.record, tenant=assignment.tenant, models=models, assigned_at=now
+                    live.record, tenant=assignment.tenant, models=models, assigned_at=now, seat=seat
                 )
                 self._save(live, "assigning")
                 message = {

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.causes import Cause
-from bedsit.supervisor.policy import USUAL, ModelSet, Place, Policy
+from bedsit.supervisor.placement.seating import Seat
+from bedsit.supervisor.policy import USUAL, Hold, ModelSet, Place, Policy
 
 TimerKind = Literal[
     "drain", "healthy", "lasting", "load", "lost", "period", "pool", "restart", "roll", "room", "settled", "zygote"
@@ -52,6 +53,16 @@ class TenantSet:
     profile: Profile = "standard"
     policy: Policy = USUAL
     model_bytes: int = 0
+    seat: Seat | None = None
+
+
+@dataclass(frozen=True)
+class SeatSeen:
+    """Whether slots can start on a tenant's seat now, and why not. From the usher, after a look at the devices."""
+
+    tenant: str
+    state: Hold
+    why: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,7 @@ class SlotAdopted:
     degraded: bool
     generation: int
     profile: Profile = "standard"
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True)
@@ -190,11 +202,12 @@ class SlotLost:
 
 @dataclass(frozen=True)
 class SlotHung:
-    """A call has run for longer than the tenant may. From the router: may be wrong."""
+    """A call has run for longer than the tenant may, or *overran* its turn. From the router: may be wrong."""
 
     slot: str
     blame: Place | None
     text: str
+    overran: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,6 +244,7 @@ Stimulus = (
     | ZygoteUp
     | ZygoteDown
     | TenantSet
+    | SeatSeen
     | TenantGone
     | TenantWanted
     | TenantIdle

@@ -38,7 +38,11 @@ Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Version = Annotated[int, msgspec.Meta(ge=1)]
 DeviceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")]
+Device = Annotated[str, msgspec.Meta(max_length=64)]
+GpuMemory = Annotated[int, msgspec.Meta(ge=0, le=1 << 44)]
 GpuName = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,2}|GPU-[0-9a-f-]{0,36})\Z")]
+GpuType = Annotated[str, msgspec.Meta(max_length=64)]
+Names = Annotated[str, msgspec.Meta(max_length=2048, pattern=r"^([a-z][a-z0-9-]{0,30}(,[a-z][a-z0-9-]{0,30})*)?\Z")]
 Token = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
@@ -69,6 +73,11 @@ _WORDS = {
     "min_slots": "0 to 1024",
     "max_slots": "1 to 1024",
     "idle_s": "0 to 31536000 seconds, 0 for never",
+    "device": "mig:PROFILE, gpu, gpu:SHARE, cpu:CORES, core:SHARE, or nothing",
+    "gpu_memory_bytes": "0 to 16 TiB, 0 for what the device gives",
+    "gpu_type": "words of a GPU's name",
+    "near": "names of tenants with commas between them",
+    "apart": "names of tenants with commas between them",
     "run_max_s": "0 to 86400 seconds, 0 for no limit",
 }
 
@@ -77,7 +86,18 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Arguments of one operation."""
 
 
-class _Limits(_Request, frozen=True, kw_only=True):
+class _Wish(_Request, frozen=True, kw_only=True):
+    """What device it asks for. "" takes back what was said."""
+
+    device: Device | None = None
+    gpu_memory_bytes: GpuMemory | None = None
+    gpu_type: GpuType | None = None
+    near: Names | None = None
+    apart: Names | None = None
+    trusted: bool | None = None
+
+
+class _Limits(_Wish, frozen=True, kw_only=True):
     """What a tenant may use, which the kernel holds it to, and how its requests are let in, which the router does."""
 
     memory_bytes: Bytes | None = None
@@ -135,10 +155,18 @@ class TenantShow(_Request, frozen=True, tag="tenant.show"):
 
 
 class TenantSet(_Limits, frozen=True, tag="tenant.set"):
-    """Other limits, at once; another profile, with fresh slots."""
+    """Other limits, at once; another profile or device, with fresh slots."""
 
     name: TenantName
     profile: Profile | None = None
+
+
+class TenantExplain(_Wish, frozen=True, tag="tenant.explain"):
+    """Why a tenant sits where it does, or what a wish would come to; of a new tenant where there is no name."""
+
+    name: TenantName | None = None
+    service_class: ServiceClass | None = None
+    min_share: Share | None = None
 
 
 class TenantStop(_Request, frozen=True, tag="tenant.stop"):
@@ -303,9 +331,10 @@ class Down(_Request, frozen=True, tag="down"):
 
 
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
-    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantRestart, TenantDrain,
-    TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelRelease,
-    ModelDelete, DeviceList, DeviceShow, PartitionPlan, PartitionApply, Ps, EventsAsked, LogsAsked, Backup, Down,
+    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantExplain, TenantStop, TenantStart,
+    TenantRestart, TenantDrain, TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList,
+    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, PartitionPlan,
+    PartitionApply, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
 

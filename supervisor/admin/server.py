@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.seqpacket import refuse_descriptors
-from bedsit.supervisor.admin import backup, box, devices, keys, models, partitions, schema, streams, tenants
+from bedsit.supervisor.admin import backup, box, devices, explain, keys, models, partitions, schema, streams, tenants
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import peer_of
 from bedsit.supervisor.desk import Desk
@@ -28,6 +28,7 @@ _HANDLERS: Final[Mapping[type, Handler]] = {
     schema.TenantList: tenants.list_all,
     schema.TenantShow: tenants.show,
     schema.TenantSet: tenants.set_limits,
+    schema.TenantExplain: explain.explain,
     schema.TenantStop: tenants.stop,
     schema.TenantStart: tenants.start,
     schema.TenantRestart: tenants.restart,

@@ -109,6 +109,7 @@ def explain_start(error: OSError, *, is_unit: bool) -> Trouble:
 
 STUCK: Final = Trouble("the helper hangs in the driver and cannot be killed", f"{_LOOK}; a reboot is needed")
 GONE: Final = Trouble("the driver does not list the GPU any more", f"{_LOOK}; was it taken out, or given to a VM?")
+LEAVING: Final = Trouble("it is being destroyed", "see: bedsit device partition plan")
 NO_CAPS: Final = Trouble(
     "the driver lists no capability nodes for this MIG device, so no worker could open it",
     "see /proc/driver/nvidia-caps/mig-minors; nvidia-modprobe -f CAPABILITY makes the nodes",

@@ -70,6 +70,8 @@ class Control:
                 self._say({"op": "lost", "slot": slot.view.id, "ran": slot.running})
             elif slot.drained_told:
                 self._say({"op": "drained", "slot": slot.view.id})
+            elif slot.overran and slot.in_flight:
+                self._router.tell_overrun(slot)
         _log.info("daemon connected")
 
     def _read(self) -> None:

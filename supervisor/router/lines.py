@@ -41,6 +41,7 @@ class Line:
         self.in_flight = 0
         self.cost_ns = 0  # of one request, smoothed
         self.measured = 0
+        self.turns_ns = 0  # what its batches took of a device, in turns
         self.is_quarantined = False
         self.looked_for_ns = 0  # when somebody will look whether a batch is ripe
         self._queues: tuple[OrderedDict[Request, None], ...] = tuple(OrderedDict() for _ in range(_PRIORITIES))

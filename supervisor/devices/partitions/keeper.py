@@ -6,7 +6,7 @@ failed is tried again after a while that doubles, and told once. MIG's mode is n
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -15,7 +15,7 @@ from bedsit.supervisor.devices.model import Trouble
 from bedsit.supervisor.devices.partitions.declared import Declaration, Found, find_gpus, pick
 from bedsit.supervisor.devices.partitions.plan import GpuPlan, Line, make_plan
 from bedsit.supervisor.devices.partitions.refusals import explain, make_token, refuse
-from bedsit.supervisor.devices.partitions.table import find_occupants
+from bedsit.supervisor.devices.partitions.there import Seats, find_occupants
 from bedsit.supervisor.devices.watch import Devices, Rhythm, Uncut
 
 #: What is told of the keeper's work: the kind of an event, and its text.
@@ -45,14 +45,14 @@ class _Rest:
 
 
 class Partitions:
-    """The declared partitions of *devices*. *seats* says who sits on which MIG device; *tell* hears of what is done."""
+    """The declared partitions of *devices*. *seats* says who sits where; *tell* hears of what is done."""
 
     def __init__(
         self,
         devices: Devices,
         declared: Sequence[Declaration],
         tell: Tell,
-        seats: Callable[[], Mapping[str, str]],
+        seats: Callable[[], Seats],
         *,
         creates_missing: bool = True,
         rhythm: Rhythm = _RHYTHM,
@@ -66,15 +66,13 @@ class Partitions:
         self._told: dict[str, str] = {}
         self._rests: dict[str, _Rest] = {}
         self._turn = asyncio.Lock()
-        #: The MIG devices that are being destroyed: nobody may be seated there any more.
-        self.leaving: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """After each look at the devices make what is missing, until cancelled."""
         while self._declared:
-            is_whole = await self._devices.wait_round()
+            await self._devices.wait_round()
             async with self._turn:
-                await self._restore_all(is_whole=is_whole)
+                await self._restore_all()
 
     async def look(self, name: str | None) -> tuple[GpuPlan, ...]:
         """The plans for all declared GPUs, or the one called *name*, as they are now. Waits for the driver.
@@ -98,11 +96,8 @@ class Partitions:
             if make_token(plans) != token:
                 raise error("device.moved", "it is not any more as it was shown", "look again and decide anew")
             outcomes: list[Outcome] = []
-            try:
-                for plan in plans:
-                    outcomes += await self._carry_out(plan, progress)
-            finally:
-                self.leaving = frozenset()
+            for plan in plans:
+                outcomes += await self._carry_out(plan, progress)
             self._rests.clear()
             await self._devices.look()
         return plans, tuple(outcomes)
@@ -115,16 +110,26 @@ class Partitions:
         key, gpu = found.declaration.key, found.gpu
         if gpu is None:
             return GpuPlan(key, None, (), found.trouble)
-        occupants = find_occupants(gpu, self._seats())
-        return make_plan(key, gpu, found.declaration.parts, occupants, destroys_nothing=destroys_nothing)
+        seats = self._seats()
+        return make_plan(
+            key,
+            gpu,
+            found.declaration.parts,
+            find_occupants(gpu, seats),
+            seated=[place for uuid, place in seats if uuid == gpu.uuid],
+            destroys_nothing=destroys_nothing,
+        )
 
-    async def _restore_all(self, *, is_whole: bool) -> None:
+    async def _restore_all(self) -> None:
         now = asyncio.get_running_loop().time()
-        for found in find_gpus(self._declared, self._devices.box):
+        box = self._devices.box
+        for found in find_gpus(self._declared, box):
             key = found.declaration.key
             if key in self._rests and self._rests[key].until > now:
                 continue
-            if (found.gpu is None and not is_whole) or (found.gpu is not None and found.gpu.trouble):
+            if (found.gpu is None and not box.is_counted and box.trouble is None) or (
+                found.gpu is not None and found.gpu.trouble
+            ):
                 continue  # it may come yet; what is wrong with a GPU is told by who looks at it
             plan = self._plan(found, destroys_nothing=True)
             problem = explain(plan, self._plan(found))
@@ -172,12 +177,11 @@ class Partitions:
         if line.action == "finish":
             await self._devices.cut("finish", uuid, gpu_instance=number, **what)
             return
-        # Before the driver is asked, and without a pause: who took a seat since is seen, and nobody takes one now.
+        # No pause between this look and the device's being marked: who took a seat since is seen, and nobody takes one.
         gpu = next(gpu for gpu in self._devices.box.gpus if gpu.uuid == uuid)
         inside = find_occupants(gpu, self._seats()).get(number)
         if inside:
             raise Uncut(Trouble(f"{', '.join(inside)} has taken it meanwhile", "see: bedsit device partition plan"))
-        self.leaving |= {part.id for part in gpu.slices if part.gpu_instance == number}
         await self._devices.cut("destroy", uuid, gpu_instance=number, **what)
 
     def _tell_once(self, key: str, problem: str) -> None:

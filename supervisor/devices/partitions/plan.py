@@ -14,14 +14,16 @@ declared the one is taken that keeps most of what is there.
 | whatever          | what this GPU cannot be      | impossible, and nothing else  |
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from bedsit.supervisor.devices.model import Gpu, Placement, Trouble
 from bedsit.supervisor.devices.partitions.declared import Part
 from bedsit.supervisor.devices.partitions.possible import find_wrong, put
-from bedsit.supervisor.devices.partitions.table import Present, list_present, make_table, name_profile
+from bedsit.supervisor.devices.partitions.there import Present, list_present
+from bedsit.supervisor.placement.cards import make_table, name_profile
 from bedsit.supervisor.placement.geometry import Instance, Placed, plan
 
 Action = Literal["keep", "finish", "create", "destroy", "impossible"]
@@ -70,22 +72,39 @@ class GpuPlan:
 
 
 def make_plan(
-    key: str, gpu: Gpu, parts: Sequence[Part], occupants: Occupants, *, destroys_nothing: bool = False
+    key: str,
+    gpu: Gpu,
+    parts: Sequence[Part],
+    occupants: Occupants,
+    *,
+    seated: Collection[Placed] = (),
+    destroys_nothing: bool = False,
 ) -> GpuPlan:
-    """How *gpu* comes to be cut into *parts*. *destroys_nothing*: as if everything that is there were occupied."""
+    """How *gpu* comes to be cut into *parts*. *destroys_nothing*: as if everything that is there were occupied.
+
+    *seated*: places where tenants have their seats; if there is no instance any more, the next one is made there.
+    """
     trouble = _find_trouble(gpu)
-    present = list_present(gpu)
-    if trouble is not None or present is None:
+    present, table = list_present(gpu), make_table(gpu)
+    if trouble is not None or present is None or table is None:
         return GpuPlan(key, gpu.uuid, (), trouble or _NO_PLACES)
-    table = make_table(gpu)
     wrong = tuple(find_wrong(table, parts))
     if wrong:
         return GpuPlan(key, gpu.uuid, tuple(Line("impossible", what, why) for what, why in wrong))
     fixed = [put(table, part) for part in parts if part.start is not None]
     instances = [Instance(each.placed, destroys_nothing or each.gpu_instance in occupants) for each in present]
-    made = plan(table, [part.profile for part in parts if part.start is None], instances, fixed)
+    floating = [part.profile for part in parts if part.start is None]
     known = {each.placed: each for each in present}
-    ids = {name_profile(each): each.id for each in gpu.profiles}
+    asked_for = _keep_seats(floating, fixed, set(known), seated)
+    made = plan(
+        table,
+        list((Counter(floating) - Counter(p.profile for p in asked_for)).elements()),
+        instances,
+        fixed + asked_for,
+    )
+    if made.refuse or made.blocked:  # who has a seat gets it back where that costs nobody else anything
+        made = plan(table, floating, instances, fixed)
+    ids = {name_profile(each.name): each.id for each in gpu.profiles}
     extra = _count_extra(parts, made.keep)
     lines = [_destroy(known[place]) for place in made.remove]
     lines += [_keep(known[place], occupants, declared=place not in extra) for place in made.keep]
@@ -118,6 +137,20 @@ def _find_trouble(gpu: Gpu) -> Trouble | None:
 _NO_PLACES: Final = Trouble(
     "the driver does not tell where the instances of this GPU lie", "does the helper run as root? nvidia-smi mig -lgi"
 )
+
+
+def _keep_seats(
+    floating: Sequence[str], fixed: Sequence[Placed], there: Collection[Placed], seated: Collection[Placed]
+) -> list[Placed]:
+    """Of what is missing, that of which a tenant has a seat at some place, and that place."""
+    missing = Counter(floating)
+    missing.subtract(place.profile for place in there if place not in fixed)
+    found = []
+    for place in sorted(set(seated).difference(there, fixed)):
+        if missing[place.profile] > 0:
+            missing[place.profile] -= 1
+            found.append(place)
+    return found
 
 
 def _count_extra(parts: Sequence[Part], kept: Sequence[Placed]) -> set[Placed]:

@@ -18,6 +18,7 @@ from bedsit.supervisor.devices.model import Gpu, Slice
 from bedsit.supervisor.devices.partitions.declared import read_partitions
 from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices, Rhythm
+from bedsit.supervisor.placement.geometry import Placed
 from tests_support.nvml.library import FakeNvml
 
 DEADLINE_S = 30.0
@@ -40,7 +41,7 @@ class Watched:
         self.rhythm = rhythm
         #: What the keeper of the partitions told, and who sits where.
         self.told: list[tuple[str, str]] = []
-        self.seats: dict[str, str] = {}
+        self.seats: dict[tuple[str, Placed], tuple[str, ...]] = {}
         self.partitions = self.declare({})
 
     def _hear(self, change: Change) -> None:

@@ -11,6 +11,7 @@ from bedsit.supervisor.devices.partitions.keeper import Outcome
 from bedsit.supervisor.devices.partitions.plan import GpuPlan
 from bedsit.supervisor.devices.partitions.refusals import make_token
 from bedsit.supervisor.devices.watch import Uncut
+from bedsit.supervisor.placement.geometry import Placed
 from tests_support.nvml.cards import A30, A100, B200, H100, H200, Card
 from tests_support.nvml.library import FakeGpu, FakeInstance, FakeNvml
 
@@ -73,6 +74,18 @@ def test_what_is_declared_is_made_after_a_reboot(
         await watched.wait(lambda: len(watched.slices("mig")) == len(parts))
 
     watch(story, declared={"0": parts})
+
+
+def test_a_tenant_s_seat_is_where_it_was_after_a_reboot(watch: Watch, card: FakeNvml) -> None:
+    """What may be anywhere is made where somebody sits, rather than where it would fit first."""
+
+    async def story(watched: Any) -> None:
+        await watched.wait(lambda: list_there(watched) == ["1g.10gb@2", "2g.20gb@0"])
+        watched.seats[card.gpus[0].uuid, Placed(6, 1, "1g.10gb")] = ("vision",)
+        card.reboot()
+        await watched.wait(lambda: list_there(watched) == ["1g.10gb@6", "2g.20gb@0"])
+
+    watch(story, declared={"0": ["1g.10gb", "2g.20gb"]})
 
 
 def test_nothing_is_made_where_that_was_switched_off(watch: Watch, card: FakeNvml) -> None:
@@ -138,7 +151,7 @@ def test_who_is_in_an_instance_is_never_put_out(watch: Watch, card: FakeNvml, wh
     card.write()
 
     async def story(watched: Any) -> None:
-        watched.seats |= {card.instances[0].uuid: "vision"} if who == "tenant" else {}
+        watched.seats |= {(card.gpus[0].uuid, Placed(4, 2, "2g.20gb")): ("vision",)} if who == "tenant" else {}
         name = "tenant vision" if who == "tenant" else "process 4242"
         assert "keep 2g.20gb in slots 4 to 5" in say(await watched.partitions.look(None))
         with pytest.raises(BedsitError) as refused:
@@ -169,18 +182,18 @@ def test_the_helper_refuses_too_and_destroys_no_half(watch: Watch, card: FakeNvm
     watch(story)
 
 
-def test_a_seat_that_was_taken_since_keeps_its_instance(watch: Watch, card: FakeNvml) -> None:
-    """Between the plan and its turn; and while one is destroyed it says so to whoever gives out seats."""
+def test_a_seat_that_was_taken_since_keeps_its_instance(watch: Watch, card: FakeNvml, mig_minors: None) -> None:
+    """Between the plan and its turn; and what is being destroyed is of no use to whoever gives out seats."""
     card.instances = [FakeInstance(0, 0, 1, 14, 0), FakeInstance(0, 1, 2, 14, 4)]
     card.write()
 
     async def story(watched: Any) -> None:
-        leaving: list[frozenset[str]] = []
+        usable: list[list[bool]] = []
 
         def progress(text: str) -> None:
-            leaving.append(watched.partitions.leaving)
+            usable.append([part.trouble is None for part in watched.slices("mig")])
             if "slots 4 to 5" in text:
-                watched.seats[card.instances[1].uuid] = "vision"
+                watched.seats[card.gpus[0].uuid, Placed(4, 2, "2g.20gb")] = ("vision",)
 
         token = make_token(await watched.partitions.look(None))
         _, outcomes = await watched.partitions.apply(None, token, progress)
@@ -191,9 +204,9 @@ def test_a_seat_that_was_taken_since_keeps_its_instance(watch: Watch, card: Fake
         ]
         assert outcomes[1].trouble is not None
         assert "tenant vision has taken it" in outcomes[1].trouble.what
-        assert leaving == [frozenset(), frozenset({card.instances[0].uuid})]
-        assert watched.partitions.leaving == frozenset()
+        assert usable == [[True, True], [False, True]]
         assert list_there(watched) == ["2g.20gb@4"]
+        assert watched.slices("mig")[0].trouble is None
 
     watch(story, declared={"0": ["7g.80gb"]}, creates_missing=False)
 

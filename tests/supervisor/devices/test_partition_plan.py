@@ -12,7 +12,11 @@ from bedsit.supervisor.devices.model import Bare, Gpu, Placement, Process, Profi
 from bedsit.supervisor.devices.partitions.declared import Declaration, read_partitions
 from bedsit.supervisor.devices.partitions.plan import GpuPlan, make_plan
 from bedsit.supervisor.devices.partitions.refusals import explain, make_token
-from bedsit.supervisor.devices.partitions.table import find_occupants, make_table
+from bedsit.supervisor.devices.partitions.there import find_occupants, list_seats
+from bedsit.supervisor.placement.cards import make_table
+from bedsit.supervisor.placement.geometry import Placed
+from bedsit.supervisor.placement.request import Request
+from bedsit.supervisor.placement.seating import Resident, Seat
 from tests_support.nvml.cards import A30, A100, B200, H100, H200, Card
 
 UUID = "GPU-8f3a0000-0000-0000-0000-000000000000"
@@ -177,11 +181,27 @@ def test_by_itself_all_is_made_or_nothing() -> None:
     assert explain(make(gpu, "4g.40gb", gently=True), make(gpu, "4g.40gb")) == ""
 
 
+def test_what_may_be_anywhere_is_made_where_somebody_sits() -> None:
+    """Unless it is there already, or that would leave something out."""
+    seat = Placed(6, 1, "1g.10gb")
+
+    def make_seated(*parts: str, there: tuple[tuple[str, int], ...] = ()) -> list[str]:
+        (declared,) = read_partitions({"0": list(parts)})
+        return say(make_plan("0", make_gpu(H100, *there), declared.parts, {}, seated=[seat]))
+
+    assert make_seated("1g.10gb") == ["create 1g.10gb in slot 6"]
+    assert make_seated("1g.10gb", there=(("1g.10gb", 2),)) == ["keep 1g.10gb in slot 2"]
+    assert "create 1g.10gb in slot 6" not in make_seated("1g.10gb", "3g.40gb@4")
+    assert make_seated("2g.20gb") == ["create 2g.20gb in slots 0 to 1"]
+
+
 def test_occupants_are_tenants_and_processes_wherever_nobody_can_tell() -> None:
     """A process that may be anywhere is everywhere, and so is one more than are listed."""
     gpu = make_gpu(H100, ("1g.10gb", 0), ("1g.10gb", 1))
     there = replace(gpu, processes=(Process(42, None, 2), Process(43, None, 2)))
-    assert find_occupants(there, {"MIG-1": "vision"}) == {1: ("tenant vision",), 2: ("process 42", "process 43")}
+    on_it, elsewhere = Seat((UUID,), placed=Placed(0, 1, "1g.10gb")), Seat(("GPU-other",))
+    seats = list_seats([Resident("vision", Request("mig"), on_it), Resident("other", Request("exclusive"), elsewhere)])
+    assert find_occupants(there, seats) == {1: ("tenant vision",), 2: ("process 42", "process 43")}
     lost = replace(gpu, processes=(Process(44, None),))
     assert find_occupants(lost, {}) == {1: ("process 44",), 2: ("process 44",)}
     crowd = replace(gpu, processes=tuple(Process(pid, None, 2) for pid in range(256)))
@@ -236,6 +256,7 @@ def test_no_plan_ever_touches_who_is_in_or_overlaps(case: tuple[Gpu, Declaration
     assert not gone & busy
     assert not (gently and gone)
     table = make_table(gpu)
+    assert table is not None
     after = [(line.profile, line.placement) for line in plan.lines if line.action in ("keep", "create", "finish")]
     slots = [slot for _, place in after if place for slot in range(place.start, place.start + place.size)]
     assert len(slots) == len(set(slots))

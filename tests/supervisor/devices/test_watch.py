@@ -11,7 +11,7 @@ import pytest
 
 from bedsit.supervisor.devices import faults
 from bedsit.supervisor.devices.model import Placement, Process
-from bedsit.supervisor.devices.partitions.table import make_table
+from bedsit.supervisor.placement.cards import make_table
 from bedsit.supervisor.placement.profiles import TABLES
 from tests_support.nvml.cards import A30, A100, B200, H100, H200, L4, Card
 from tests_support.nvml.library import DOUBLE_BIT, LIMITS, MIG_CHANGED, XID, FakeGpu, FakeInstance, FakeNvml
@@ -124,6 +124,7 @@ def test_the_binding_reads_back_the_tables_on_record(watch: Watch, nvml: FakeNvm
 
     async def story(watched: Any) -> None:
         table = make_table(watched.gpu())
+        assert table is not None
         assert set(table.profiles) == set(TABLES[model].profiles)
         assert (table.slots, len(table.profiles)) == (TABLES[model].slots, len(TABLES[model].profiles))
 
