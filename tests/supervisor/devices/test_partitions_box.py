@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,6 +108,26 @@ def test_who_is_in_the_way_is_named_and_stays(make_box: Callable[..., Any], nvml
     assert "device.busy" in done.stderr
     assert "2g.20gb in slots 4 to 5 has process 4242" in done.stderr
     assert nvml.cuts == []
+
+
+def test_a_tenant_keeps_its_instance_by_its_seat(make_box: Callable[..., Any], nvml: FakeNvml) -> None:
+    """Whether it computes just now or not; and what is missing is made where it sits."""
+    text = '[devices]\ncreate_missing = false\n[devices.partitions]\n0 = ["1g.10gb"]'
+    box = make_box(text, FakeInstance(0, 0, 1, 14, 4))
+    box.tenant("vision")
+    assert box.stop_daemon() == 0
+    # No node of an instance is on this machine, so nobody could be given a seat on one: it is written down instead.
+    seat = {"devices": [UUID], "placed": {"start": 4, "size": 2, "profile": "2g.20gb"}}
+    with sqlite3.connect(box.state / "bedsit.db") as database:
+        database.execute("UPDATE tenants SET device = 'mig:2g.20gb', seat = ?", (json.dumps(seat),))
+    database.close()
+    box.start(blank=0)
+    rows = box.call("device.partition.plan")["rows"]
+    kept = next(row for row in rows if row["profile"] == "2g.20gb")
+    assert (kept["action"], kept["occupants"]) == ("keep", ["tenant vision"])
+    assert bedsit(box, "device", "partition", "apply", "--yes").returncode == 0
+    assert "-gi 0 1" not in nvml.cuts
+    assert len(nvml.cuts) == 2
 
 
 def test_what_failed_is_told_with_what_to_do(make_box: Callable[..., Any], nvml: FakeNvml) -> None:
