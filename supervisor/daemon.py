@@ -27,6 +27,9 @@ from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
+from bedsit.supervisor.devices.partitions.declared import read_partitions
+from bedsit.supervisor.devices.partitions.keeper import Partitions
+from bedsit.supervisor.devices.partitions.there import list_seats
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -95,7 +98,7 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for endless in (self._watch(notifier), self._look.run(), desk.devices.run()):
+            for endless in (self._watch(notifier), self._look.run(), desk.partitions.run(), desk.devices.run()):
                 task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
@@ -243,6 +246,13 @@ class Daemon:
         )
         undo.push_async_callback(devices.close)
         usher = Usher(registry, devices, house, slots, config.devices, self.feed)
+        partitions = Partitions(
+            devices,
+            read_partitions(config.devices.partitions),
+            events.add,
+            lambda: list_seats(usher.seating().residents),
+            creates_missing=config.devices.create_missing,
+        )
         cores = Cores(registry, slots, devices)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
@@ -276,6 +286,7 @@ class Daemon:
             control=control,
             effects=effects,
             devices=devices,
+            partitions=partitions,
             cores=cores,
             usher=usher,
             feed=self.feed,

@@ -13,6 +13,7 @@ from bedsit.supervisor.artifacts import Artifacts
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
+from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -49,6 +50,7 @@ class Desk:
     control: Control
     effects: Effects
     devices: Devices
+    partitions: Partitions
     cores: Cores
     usher: Usher
     feed: Callable[[on.Stimulus], None]
