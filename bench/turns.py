@@ -41,8 +41,6 @@ _AGGRESSORS: Final = ((10.0, 0.0), (10.0, 0.0), (10.0, 0.0), (10.0, 0.0), (100.0
 _FLOOR_TURNS: Final = 1000
 _FLOOR_MS: Final = 2.0
 
-Stamps = "np.ndarray[Any, np.dtype[np.int64]]"
-
 
 def make_box(core: int) -> Box:
     """A bedsit with one time-sliced core."""
@@ -52,7 +50,7 @@ def make_box(core: int) -> Box:
 def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch that every benchmark has
     """One bedsit, one run. Raises RuntimeError where there are no two cores."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:  # noqa: PLR2004
+    if len(cores) < 2:
         raise RuntimeError("a device and those who hand it out need two cores")
     core, others = cores[-1], set(cores[:-1])
     with make_box(core) as box:
@@ -80,8 +78,8 @@ def keep_off(box: Box, cores: set[int]) -> None:
     """Have the router and the daemon of the box on these cores."""
     status = box.status()
     for pid in (status["router"]["pid"], status["pid"]):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setaffinity(int(task), cores)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def create(box: Box, name: str, share: float, *options: object) -> None:
@@ -158,7 +156,7 @@ def _measure_weights(box: Box, seconds: float) -> dict[str, Any]:
 
 
 def _find_gaps(pieces: Any, window: tuple[int, int]) -> dict[str, float]:
-    """The times between the end of one piece and the beginning of the next, whoever's; below 0 where two ran at once."""
+    """The times between the end of one piece and the beginning of the next, whoever's; below 0 where two overlap."""
     inside = pieces[(pieces[:, 0] > window[0]) & (pieces[:, 1] < window[1])]
     order = inside[np.argsort(inside[:, 0])]
     gaps = (order[1:, 0] - order[:-1, 1]) / 1e3
@@ -218,7 +216,7 @@ async def _arrive(box: Box, seconds: float, seed: int) -> list[float]:
     return took
 
 
-# -- the floor -----------------------------------------------------------------------------------------------------------
+# -- the floor ---------------------------------------------------------------------------------------------------------
 
 
 def _measure_floor(core: int, others: set[int]) -> dict[str, float]:
@@ -275,10 +273,10 @@ def summarise(result: Mapping[str, Any]) -> list[str]:
     """The result in lines."""
     victim, handover = result["victim"], result["handover"]
     at = victim["p99_ms"], victim["p50_ms"]
-    who = "a realtime victim's p99"
+    who, idle = "a realtime victim's p99", f"idle {handover['mean_us']} us between turns"
     return [
         f"device: Jain's index of share / weight {result['jain']:.4f}; busy {result['busy']:.1%} of the time",
         f"device: {who} {at[0][0]} ms alone, {at[0][1]} beside seven others = {victim['ratio']}x (p50 {at[1]})",
-        f"device: idle {handover['mean_us']} us between turns, beside {handover['floor_us']:.1f} = {handover['ratio']}x",
+        f"device: {idle}, beside {handover['floor_us']:.1f} = {handover['ratio']}x",
         f"device: {handover['overlaps']} of {handover['turns']} turns began before the last one's batch had ended",
     ]

@@ -10,6 +10,7 @@ from typing import Final
 
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.books import Books
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
@@ -53,6 +54,7 @@ class Desk:
     partitions: Partitions
     cores: Cores
     usher: Usher
+    books: Books
     feed: Callable[[on.Stimulus], None]
     wait_until: Callable[[Callable[[], bool], float], Awaitable[bool]]
     down: Callable[[Callable[[str, float | None], None]], Awaitable[None]]

@@ -20,6 +20,7 @@ from bedsit.supervisor.admission import (
     Share,
     Weight,
 )
+from bedsit.supervisor.ledger import By
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 VERSION = 1
@@ -44,6 +45,7 @@ GpuName = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,2}|GPU-[0-9a-f-]{0,36}
 GpuType = Annotated[str, msgspec.Meta(max_length=64)]
 Names = Annotated[str, msgspec.Meta(max_length=2048, pattern=r"^([a-z][a-z0-9-]{0,30}(,[a-z][a-z0-9-]{0,30})*)?\Z")]
 Token = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Hours = Annotated[float, msgspec.Meta(ge=0, le=24 * 400)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 #: What an argument takes, where msgspec would name a type or a pattern. An operation's own words are after its name.
@@ -279,6 +281,14 @@ class ModelDelete(_Request, frozen=True, tag="model.delete"):
     version: Version | None = None
 
 
+class UsageList(_Request, frozen=True, tag="usage.list"):
+    """What was used in the last *hours*."""
+
+    by: By = "tenant"
+    hours: Hours = 24.0
+    tenant: TenantName | None = None
+
+
 class DeviceList(_Request, frozen=True, tag="device.list"):
     """All devices."""
 
@@ -333,7 +343,7 @@ class Down(_Request, frozen=True, tag="down"):
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
     Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantExplain, TenantStop, TenantStart,
     TenantRestart, TenantDrain, TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList,
-    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, PartitionPlan,
+    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, UsageList, PartitionPlan,
     PartitionApply, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
