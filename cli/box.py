@@ -10,7 +10,7 @@ from bedsit.ipc.admin import SOCKET_NAME, AdminClient, Body
 
 DEFAULT_RUN_DIR: Final = Path("/run/bedsit")
 DEFAULT_STATE_DIR: Final = Path("/var/lib/bedsit")
-_READS: Final = frozenset({"ping", "status", "ps", "events", "logs"})
+_READS: Final = frozenset({"ping", "status", "ps", "events", "logs", "device.partition.plan"})
 
 
 class Box:

@@ -7,10 +7,12 @@ import typer
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
 from bedsit.cli.complete import complete_devices
+from bedsit.cli.partition import app as partition
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import format_mib, format_size
+from bedsit.cli.text import describe_place, format_mib, format_size
 
 app = make_noun("device", "Devices: what this box computes with. GPUs, parts of GPUs, and cores.")
+app.add_typer(partition)
 
 DeviceName = Annotated[
     str,
@@ -66,7 +68,7 @@ COLUMNS: Final = (
 def list_devices(box: Box) -> None:
     """List what can be handed out to tenants, and who has it: GPUs, MIG devices, shared cores, cores of NUMA nodes.
 
-    A GPU that cannot be used, or of which nothing is cut, is listed too, with why. Nothing of a GPU is ever changed.
+    A GPU that cannot be used, or of which nothing is cut, is listed too, with why.
     """
     answer = box.call("device.list")
     box.screen.show_rows("device", answer["devices"], COLUMNS, _name)
@@ -146,7 +148,7 @@ def _fields(row: Row) -> list[tuple[str, object]]:
         ("full", _describe_use(row)),
         ("given away", row.get("given")),
         ("gpu", row.get("gpu")),
-        ("place", _describe_place(place) if isinstance(place, dict) else None),
+        ("place", describe_place(place)),
         ("nodes", _join(row.get("nodes"))),
         ("environment", _join([f"{name}={value}" for name, value in env.items()] if isinstance(env, dict) else None)),
         ("can", _join(row.get("capabilities"))),
@@ -160,11 +162,6 @@ def _fields(row: Row) -> list[tuple[str, object]]:
         ]
         fields += [(f"profile {each.get('id')}", _describe_profile(each)) for each in gpu.get("profiles") or ()]
     return [(name, value) for name, value in fields if value not in (None, "", "-")]
-
-
-def _describe_place(place: Row) -> str:
-    last = place["start"] + place["size"] - 1
-    return f"memory slices {place['start']} to {last}" if place["size"] > 1 else f"memory slice {last}"
 
 
 def _describe_processes(processes: object) -> list[str]:

@@ -18,6 +18,7 @@ from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
 from bedsit.supervisor.admission import Burst, Concurrency, QueueBytes, QueueLength, Rate, Sessions, Weight
 from bedsit.supervisor.devices.cores import find_usable
+from bedsit.supervisor.devices.partitions.declared import read_partitions
 from bedsit.supervisor.devices.shared import check_shared
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
@@ -80,6 +81,10 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hard_ms: float = 500.0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
+    #: What GPUs with MIG are cut into, by UUID, the beginning of it, or index: ``GPU-8f3a = ["3g.71gb@4", "1g.18gb"]``.
+    partitions: dict[str, list[str]] = {}
+    #: Whether the daemon makes what is missing of that where nothing has to be destroyed for it, as after a reboot.
+    create_missing: bool = True
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,6 +244,7 @@ def _check(config: Config) -> None:
         require(f"devices.{key}", "must be above 0 and finite", ok=0 < getattr(devices, key) < math.inf)
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
+    read_partitions(devices.partitions)
     try:
         check_shared(devices.shared_cores, find_usable())
     except ValueError as e:

@@ -10,9 +10,11 @@ from typing import Final
 
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.books import Books
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
+from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -49,8 +51,10 @@ class Desk:
     control: Control
     effects: Effects
     devices: Devices
+    partitions: Partitions
     cores: Cores
     usher: Usher
+    books: Books
     feed: Callable[[on.Stimulus], None]
     wait_until: Callable[[Callable[[], bool], float], Awaitable[bool]]
     down: Callable[[Callable[[str, float | None], None]], Awaitable[None]]

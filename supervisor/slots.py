@@ -50,8 +50,8 @@ _REMOVE_S: Final = 0.01
 class Slots:
     """All slots that run.
 
-    *feed* hears what becomes of them, *progress* what their workers say while they load, and *refused* the numbers of
-    system calls that are on no list.
+    *feed* hears what becomes of them, *progress* what their workers say while they load, *refused* the numbers of
+    system calls that are on no list, and *ended* what one had used when nothing ran in it any more.
     """
 
     def __init__(
@@ -60,9 +60,11 @@ class Slots:
         feed: Callable[[on.Stimulus], None],
         progress: Callable[[str, str], None],
         refused: Callable[[Record, int], None] = lambda _record, _number: None,
+        ended: Callable[[Record, Stats | None], None] = lambda _record, _stats: None,
     ) -> None:
         self._room = room
         self._refused = refused
+        self._ended_with = ended
         self._feed = feed
         self._progress = progress
         self._builds: dict[str, asyncio.Task[None]] = {}
@@ -397,7 +399,7 @@ class Slots:
             self._feed(on.SlotGone(slot))
 
     def _gone(self, slot: str) -> None:
-        del self.ending[slot]
+        self._ended_with(self.ending.pop(slot), self.stats(slot))
         self._feed(on.SlotGone(slot))
 
     async def _clear(self, slot: str, init_uid: int | None, empty: Callable[[], None] = lambda: None) -> None:

@@ -89,7 +89,6 @@ class Calls:
             _run_one(*calls[0])
         else:
             _run_many(calls)
-        self._turns.end()
 
     def _prepare(self, order: Order) -> _Call:
         packet, fields, _ = order

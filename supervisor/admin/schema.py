@@ -20,6 +20,7 @@ from bedsit.supervisor.admission import (
     Share,
     Weight,
 )
+from bedsit.supervisor.ledger import By
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 VERSION = 1
@@ -40,8 +41,11 @@ Version = Annotated[int, msgspec.Meta(ge=1)]
 DeviceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")]
 Device = Annotated[str, msgspec.Meta(max_length=64)]
 GpuMemory = Annotated[int, msgspec.Meta(ge=0, le=1 << 44)]
+GpuName = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,2}|GPU-[0-9a-f-]{0,36})\Z")]
 GpuType = Annotated[str, msgspec.Meta(max_length=64)]
 Names = Annotated[str, msgspec.Meta(max_length=2048, pattern=r"^([a-z][a-z0-9-]{0,30}(,[a-z][a-z0-9-]{0,30})*)?\Z")]
+Token = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Hours = Annotated[float, msgspec.Meta(ge=0, le=24 * 400)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 #: What an argument takes, where msgspec would name a type or a pattern. An operation's own words are after its name.
@@ -49,6 +53,8 @@ _WORDS = {
     "memory_bytes": "more than 0 bytes",
     "cpus": "0.01 to 4096",
     "pids": "4 to 4194304",
+    "gpu": "the beginning of a GPU's UUID, or its index",
+    "token": "the word that device.partition.plan gave",
     "cpu_weight": "1 to 10000",
     "cores": "a list like 0-3,6, or all",
     "weight": "1 to 10000",
@@ -275,6 +281,14 @@ class ModelDelete(_Request, frozen=True, tag="model.delete"):
     version: Version | None = None
 
 
+class UsageList(_Request, frozen=True, tag="usage.list"):
+    """What was used in the last *hours*."""
+
+    by: By = "tenant"
+    hours: Hours = 24.0
+    tenant: TenantName | None = None
+
+
 class DeviceList(_Request, frozen=True, tag="device.list"):
     """All devices."""
 
@@ -283,6 +297,19 @@ class DeviceShow(_Request, frozen=True, tag="device.show"):
     """One device, by its name or the beginning of it."""
 
     name: DeviceName
+
+
+class PartitionPlan(_Request, frozen=True, tag="device.partition.plan"):
+    """What would be done to cut all declared GPUs as declared, or one."""
+
+    gpu: GpuName | None = None
+
+
+class PartitionApply(_Request, frozen=True, tag="device.partition.apply"):
+    """Do it, if it is still what *token* stands for."""
+
+    token: Token
+    gpu: GpuName | None = None
 
 
 class Ps(_Request, frozen=True, tag="ps"):
@@ -316,7 +343,8 @@ class Down(_Request, frozen=True, tag="down"):
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
     Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantExplain, TenantStop, TenantStart,
     TenantRestart, TenantDrain, TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList,
-    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, Ps, EventsAsked, LogsAsked, Backup, Down,
+    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, UsageList, PartitionPlan,
+    PartitionApply, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
 

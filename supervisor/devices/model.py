@@ -58,6 +58,15 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class Bare:
+    """A GPU instance without a compute instance: nobody can be in it, and it takes its place."""
+
+    gpu_instance: int
+    profile: int
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A process that computes on a GPU, whoever started it. Memory is None where the driver does not tell."""
 
@@ -120,10 +129,12 @@ class Gpu:
     sms: int | None = None
     numa_node: int | None = None
     mig: MigMode = "unsupported"
+    mig_pending: bool = False
     capabilities: tuple[Capability, ...] = ()
     profiles: tuple[Profile, ...] = ()
     processes: tuple[Process, ...] = ()
     slices: tuple[Slice, ...] = ()
+    bare: tuple[Bare, ...] = ()
     note: str = ""
     trouble: Trouble | None = None
 

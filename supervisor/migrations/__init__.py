@@ -14,6 +14,7 @@ NAMES: Final = (
     "0005_admission.sql",
     "0006_coming_and_going.sql",
     "0007_seats.sql",
+    "0008_usage.sql",
 )
 
 

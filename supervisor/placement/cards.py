@@ -6,7 +6,7 @@ Of a GPU that is there the driver's own profiles and places count. Where MIG is 
 from collections.abc import Collection, Iterator, Mapping
 
 from bedsit.sandbox.cgroup.cores import format_cores
-from bedsit.supervisor.devices.model import Box, Gpu, Slice
+from bedsit.supervisor.devices.model import Bare, Box, Gpu, Slice
 from bedsit.supervisor.placement.geometry import Placed
 from bedsit.supervisor.placement.profiles import Profile, Table
 from bedsit.supervisor.placement.seating import Card, Node
@@ -34,16 +34,16 @@ def list_nodes(box: Box, pinned: Mapping[str, Collection[int]]) -> Iterator[Node
         yield Node(part.id, tuple(sorted(left)), ", ".join(notes))
 
 
-def find_place(part: Slice, gpu: Gpu) -> Placed | None:
+def find_place(part: Slice | Bare, gpu: Gpu) -> Placed | None:
     """Where a MIG device lies, by the name of its profile; None where the driver did not say."""
     profile = next((each.name for each in gpu.profiles if each.id == part.profile), None)
     if part.placement is None or profile is None:
         return None
-    return Placed(part.placement.start, part.placement.size, _name(profile))
+    return Placed(part.placement.start, part.placement.size, name_profile(profile))
 
 
 def _make_card(gpu: Gpu) -> Card:
-    table = _make_table(gpu)
+    table = make_table(gpu)
     is_cut = gpu.mig == "on"
     places = {part.id: place for part in gpu.slices if (place := find_place(part, gpu)) is not None} if is_cut else {}
     troubles = {part.id: part.trouble.what for part in gpu.slices if part.trouble is not None}
@@ -59,11 +59,11 @@ def _make_card(gpu: Gpu) -> Card:
     )
 
 
-def _make_table(gpu: Gpu) -> Table | None:
+def make_table(gpu: Gpu) -> Table | None:
     """The driver's profiles, smallest first; a MIG GPU that tells none has none. None where it cannot be cut."""
     profiles = [
         Profile(
-            _name(each.name),
+            name_profile(each.name),
             each.memory_bytes,
             each.placements[0].size,
             tuple(sorted(place.start for place in each.placements)),
@@ -78,6 +78,6 @@ def _make_table(gpu: Gpu) -> Table | None:
     return Table(slots, tuple(sorted(profiles, key=lambda each: (each.size, each.memory_bytes, each.name))))
 
 
-def _name(profile: str) -> str:
+def name_profile(profile: str) -> str:
     """As it is asked for: NVML writes ``MIG 1g.10gb``."""
     return profile.removeprefix("MIG ")

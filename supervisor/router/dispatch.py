@@ -34,6 +34,11 @@ class Dispatch:
         self._gates: dict[str, Gate] = {}  # by device
         self._tenants: dict[str, Tenant] = {}
 
+    @property
+    def gates(self) -> Iterable[Gate]:
+        """Those of the devices that tenants take turns on."""
+        return self._gates.values()
+
     def set_devices(self, devices: Iterable[DeviceView]) -> None:
         """These are what tenants take turns on."""
         wanted = {device.name: device for device in devices}

@@ -62,7 +62,7 @@ class Gate:
         self._closed = False
         self.set_device(device)
         self._watching = False
-        self._free_ns = _clock()  # since when nobody has a turn, where nobody has
+        self._began_ns = self._free_ns = _clock()  # since when nobody has a turn, where nobody has
         self.idle_ns = 0  # in which nobody had one
         self.gaps_ns = 0  # the part of it in which somebody waited
 
@@ -101,6 +101,11 @@ class Gate:
     def close(self) -> None:
         """There is no gate any more; whoever is here is removed by and by."""
         self._closed = True
+
+    def measure(self, now_ns: int) -> tuple[int, int, int]:
+        """Nanoseconds since it began: all, those in which nobody had a turn, and of these those with somebody waiting."""
+        idle_ns = 0 if self._running else now_ns - self._free_ns
+        return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
 
     def inherit(self, slot: SlotLink) -> None:
         """A slot that had a turn of the router before this one: until it is heard of, nobody else gets one."""

@@ -36,6 +36,7 @@ from bedsit.supervisor.router.requests import Batch, Request
 from bedsit.supervisor.router.sessions import Session
 from bedsit.supervisor.router.slots import SlotLink
 from bedsit.supervisor.router.tenants import Tenant
+from bedsit.supervisor.router.usage import Usage
 
 _BUDGET: Final = 32
 _SWEEP_S: Final = 0.1
@@ -76,6 +77,7 @@ class Router:
         lanes.mkdir(exist_ok=True)
         lanes.chmod(0o755)  # whatever the umask says: clients are other users
         self._pressure = Pressure()
+        self._usage = Usage()
         loop.later(_SWEEP_S, self._sweep)
 
     # --- what the daemon says --------------------------------------------------------------------------------------
@@ -112,7 +114,9 @@ class Router:
                 self._dispatch.add(tenant)
                 changed.append(tenant)
             elif view != tenant.view:
+                before = tenant.lines
                 tenant.update(view)
+                self._usage.retire(view.number, [line for key, line in before.items() if key not in tenant.lines])
                 changed.append(tenant)
                 self._end_revoked(tenant)
                 self._refuse_retired(tenant)
@@ -128,6 +132,7 @@ class Router:
         for session in [s for s in self.sessions.values() if s.tenant is tenant]:
             self.end_session(session)
         self._dispatch.remove(tenant)
+        self._usage.retire(tenant.view.number, tenant.lines.values())
         tenant.close()
 
     def _end_revoked(self, tenant: Tenant) -> None:
@@ -508,6 +513,11 @@ class Router:
                 active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000, tenant.crowded or backlog_ns > 0)
                 tenant.crowded = False
         return active
+
+    def usage(self, *, anew: bool) -> Any:
+        """What was used since this process began, as a message; only what is news unless *anew*."""
+        lines = ((tenant.view.number, line) for tenant in self.tenants.values() for line in tenant.lines.values())
+        return self._usage.tell(lines, self._dispatch.gates, time.monotonic_ns(), anew=anew)
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Counters per tenant; *busy_us* is what its workers were clocked at."""
