@@ -12,11 +12,13 @@ from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.lifecycle import House
-from bedsit.supervisor.policy import ModelSet, Policy
+from bedsit.supervisor.placement.seating import Seat
+from bedsit.supervisor.policy import Hold, ModelSet, Policy
 from bedsit.supervisor.stimuli import Timer
 from bedsit.supervisor.tenancy import Limits
 
 TENANTS = st.sampled_from(["a", "b", "c"])
+SEATS = st.sampled_from([None, Seat(("cpu0",), cores=(1,)), Seat(("GPU-1",))])
 SETS = st.sampled_from([(), ((1, 1),), ((1, 1), (1, 2)), ((1, 2), (2, 1))])
 POLICIES = st.builds(
     lambda restart, most, quarantine, bounds: Policy(restart, most, 600.0, quarantine, *bounds, idle_s=1.0),
@@ -78,6 +80,8 @@ class Shell(RuleBasedStateMachine):
                 assert slot not in self.assigned, "a slot serves one tenant, once"
                 assert slot not in self.destroyed
                 assert self.house.slots[slot].profile == self.house.tenants[tenant].profile
+                assert self.house.slots[slot].seat == self.house.tenants[tenant].seat
+                assert not self.house.tenants[tenant].hold, "nothing starts where nothing can"
                 self.assigned[slot] = (tenant, models)
             case do.DestroySlot(slot):
                 assert slot not in self.destroyed, "a slot is destroyed once"
@@ -162,6 +166,16 @@ class Shell(RuleBasedStateMachine):
     def set_tenant(self, *, tenant: str, running: bool, models: ModelSet, profile: Profile, policy: Policy) -> None:
         """The operator wishes."""
         self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy))
+
+    @rule(tenant=TENANTS, models=SETS, seat=SEATS)
+    def seat_tenant(self, *, tenant: str, models: ModelSet, seat: Seat | None) -> None:
+        """The operator wishes for a device, or for none."""
+        self.hear(on.TenantSet(tenant, running=True, strict=False, models=models, seat=seat))
+
+    @rule(tenant=TENANTS, state=st.sampled_from(["", "", "unseen", "degraded"]))
+    def look_at_devices(self, *, tenant: str, state: Hold) -> None:
+        """The devices were looked at."""
+        self.hear(on.SeatSeen(tenant, state, "why"))
 
     @rule(tenant=TENANTS, models=SETS, policy=POLICIES)
     def start_tenant(self, *, tenant: str, models: ModelSet, policy: Policy) -> None:
@@ -308,13 +322,13 @@ class Shell(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
-        """A tenant that should have more slots waits for one, or rests with its timer set."""
+        """A tenant that should have more slots waits for one, rests with its timer set, or has a device to wait for."""
         if self.closing:
             return
         for tenant in self.house.tenants.values():
             if tenant.resting:
                 assert Timer("restart", tenant.name) in self.timers
-            elif not tenant.given_up and tenant.wanted > len(tenant.fresh):
+            elif not tenant.given_up and not tenant.hold and tenant.wanted > len(tenant.fresh):
                 assert ("tenant", tenant.name) in self.house._waiting
             assert not tenant.running or tenant.target >= tenant.policy.min_slots
 
