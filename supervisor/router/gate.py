@@ -14,7 +14,7 @@ right one batch later than without; the bounds of the fair queue hold with one m
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -22,6 +22,7 @@ import structlog
 from bedsit.ipc.leasepage import Turn
 from bedsit.ipc.snapshot import DeviceView
 from bedsit.supervisor.router.fairqueue import FairQueue
+from bedsit.supervisor.router.lines import Line
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.requests import Batch
 from bedsit.supervisor.router.slots import SlotLink
@@ -103,9 +104,14 @@ class Gate:
         self._closed = True
 
     def measure(self, now_ns: int) -> tuple[int, int, int]:
-        """Nanoseconds since it began: all, those in which nobody had a turn, and of these those that somebody waited."""
+        """Nanoseconds since it began: all, those in which nobody had a turn, and those in which one waited too."""
         idle_ns = 0 if self._running else now_ns - self._free_ns
         return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
+
+    def list_under_way(self, now_ns: int) -> Iterator[tuple[Line, int]]:
+        """What runs, and what the turn that it has took so far: it is added to its line's when the turn ends."""
+        for batch in (*self._running, *self._overran):
+            yield batch.line, now_ns - batch.began_ns
 
     def inherit(self, slot: SlotLink) -> None:
         """A slot that had a turn of the router before this one: until it is heard of, nobody else gets one."""
