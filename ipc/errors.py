@@ -114,6 +114,7 @@ CODES: Final[Mapping[str, type[BedsitError]]] = {
     "daemon.unavailable": Unavailable,
     "deadline.exceeded": DeadlineExceeded,
     "device.not_found": NotFound,
+    "device.unusable": Unavailable,
     "disk.full": ResourceExhausted,
     "folder.unusable": InvalidRequest,
     "input.invalid": InvalidRequest,
