@@ -76,6 +76,9 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turn_ms: float = 10.0
     #: A batch that has kept such a device for longer costs its tenant the slot.
     hard_ms: float = 500.0
+    #: Blank slots kept ready for each device that somebody sits on, besides the pool. On a GPU each holds a context,
+    #: some 530 MiB of its memory, for nobody yet.
+    warm: int = 0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
 
@@ -237,6 +240,7 @@ def _check(config: Config) -> None:
         require(f"devices.{key}", "must be above 0 and finite", ok=0 < getattr(devices, key) < math.inf)
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
+    require("devices.warm", "must be below max_slots", ok=0 <= devices.warm < config.max_slots)
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")

@@ -27,6 +27,7 @@ from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
+from bedsit.supervisor.devices.needs import await_needs
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -201,6 +202,7 @@ class Daemon:
                 config.drain_timeout_s,
                 config.zygote_forks_max,
                 config.residence_s,
+                config.devices.warm,
             ),
             lambda: f"s{secrets.token_hex(4)}",
         )
@@ -226,6 +228,7 @@ class Daemon:
             self.feed,
             lambda slot, text: operations.tell(house.slots[slot].operation, text) if slot in house.slots else None,
             RefusedCalls(events, house.tenants).hear,
+            lambda device: await_needs(devices, device),
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)

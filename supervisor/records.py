@@ -10,7 +10,9 @@ import msgspec
 
 import bedsit
 from bedsit.sandbox.jail.context import Profile
+from bedsit.sandbox.nodes import Node
 from bedsit.supervisor.atomic import write_atomically
+from bedsit.supervisor.births import Birth
 
 VERSION: Final = 2
 #: What msgspec raises for bytes that are no record; its own errors leave out bad UTF-8 and endless nesting.
@@ -35,6 +37,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     worker_pid: int
     started_at: str
     profile: Profile = "standard"
+    #: The slice that it was born for, if any, and the nodes that it has for that.
+    device: str = ""
+    nodes: tuple[Node, ...] = ()
     #: The version of the wire that its worker speaks; 2 before this was written down.
     wire: int = 2
     #: Walls that the worker tried at its birth and found up: they cannot be seen from outside.
@@ -43,6 +48,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
     models: tuple[tuple[int, int], ...] = ()
     assigned_at: str | None = None
+
+    @property
+    def birth(self) -> Birth:
+        """What it was born as."""
+        return Birth(self.profile, self.device)
 
 
 class Places(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.policy import USUAL, ModelSet, Place, Policy
 
@@ -43,7 +44,10 @@ class ZygoteDown:
 
 @dataclass(frozen=True)
 class TenantSet:
-    """What the operator wants of a tenant now. From the registry, after it was written down."""
+    """What the operator wants of a tenant now. From the registry, after it was written down.
+
+    *device* is the id of the slice of a GPU that it sits on; empty where it sits on none.
+    """
 
     tenant: str
     running: bool
@@ -52,6 +56,12 @@ class TenantSet:
     profile: Profile = "standard"
     policy: Policy = USUAL
     model_bytes: int = 0
+    device: str = ""
+
+    @property
+    def birth(self) -> Birth:
+        """What its slots are born as."""
+        return Birth(self.profile, self.device)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class SlotAdopted:
     models: ModelSet
     degraded: bool
     generation: int
-    profile: Profile = "standard"
+    birth: Birth = ORDINARY
 
 
 @dataclass(frozen=True)
