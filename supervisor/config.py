@@ -241,6 +241,9 @@ def _check(config: Config) -> None:
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
     require("devices.warm", "must be below max_slots", ok=0 <= devices.warm < config.max_slots)
+    if devices.warm:  # how many devices are sat on nobody knows yet
+        ok = config.zygote_forks_max > config.max_slots
+        require("zygote_forks_max", "must be above max_slots where devices.warm is set", ok=ok)
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")
