@@ -230,6 +230,9 @@ class House:
                 self._room_asked = False
             case "pool":
                 self._pool_resting.discard(subject)
+                if subject and not any(tenant.birth.device == subject for tenant in self.tenants.values()):
+                    del self._pool_failures[subject]  # nobody sits on it any more: it may not even be there
+                    self._refusals = {birth: why for birth, why in self._refusals.items() if birth.device != subject}
             case "zygote":
                 self.rotation.resting = False
             case "lasting":

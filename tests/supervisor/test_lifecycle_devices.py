@@ -175,6 +175,18 @@ def test_a_device_that_fails_holds_nobody_else_up() -> None:
     assert built(house.handle(on.TimerFired(Timer("pool", "gpu0")))) == [GPU]
 
 
+def test_a_device_that_nobody_sits_on_is_forgotten() -> None:
+    """How often it failed, and why: whoever comes to it later begins anew."""
+    house = open_house()
+    house.handle(wish())
+    house.handle(on.SlotRefused("s2", "why"))
+    house.handle(on.SlotGone("s2"))
+    house.handle(wish(device="gpu1"))
+    house.handle(on.TimerFired(Timer("pool", "gpu0")))
+
+    assert (house._pool_failures["gpu0"], list(house._refusals)) == (0, [])
+
+
 def test_the_pool_that_fails_holds_no_device_up() -> None:
     """The other way round."""
     house = open_house(pool=2)

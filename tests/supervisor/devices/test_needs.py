@@ -1,5 +1,7 @@
 """What a slot takes that is born for a slice, out of the inventory."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -8,8 +10,10 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.nodes import find_nodes
 from bedsit.supervisor.births import Needs
 from bedsit.supervisor.devices.model import Box, Gpu, Slice, Trouble
-from bedsit.supervisor.devices.needs import needs_of
+from bedsit.supervisor.devices.needs import await_needs, needs_of
 from bedsit.supervisor.devices.nodes import name_cap_nodes, name_nodes
+from bedsit.supervisor.devices.watch import Devices
+from tests_support.nvml.library import FakeGpu, FakeNvml
 
 CAPS = name_cap_nodes({"gpu999/gi1/access": 9912, "gpu999/gi1/ci0/access": 9913}, 999, 1, 0) or ()
 WHOLE = Slice(
@@ -63,3 +67,23 @@ def test_a_device_in_trouble_is_refused_with_what_to_do() -> None:
             f"device {device}: {trouble.what}",
             trouble.mend,
         )
+
+
+def test_who_asks_before_anybody_looked_waits(nvml: FakeNvml) -> None:
+    """A daemon that has just come builds slots for devices it does not know of yet: by a real helper's first look."""
+    nvml.gpus = [FakeGpu(0)]
+    nvml.write()
+
+    async def ask() -> Needs:
+        devices = Devices(lambda _: None)
+        looking = asyncio.ensure_future(devices.run())
+        try:
+            return await await_needs(devices, nvml.gpus[0].uuid)
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await looking
+            await devices.close()
+
+    needs = asyncio.run(ask())
+    assert needs == Needs(name_nodes(0), {"CUDA_VISIBLE_DEVICES": nvml.gpus[0].uuid})
