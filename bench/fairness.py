@@ -4,13 +4,13 @@ queue   one batch at a time on this box. Eight tenants with weights 1, 2 and 4 a
         work at a time, half for 50: shares of the time that their own models say they ran, divided by weight, as Jain's
         index (1 is perfect). Meanwhile a ninth tenant, idle for a second each time, asks for 1 ms: how long it waits
         beyond that, beside the longest batch of the others.
-device  the same with leases of a time-sliced device; null as long as there is none
+device  the same on a time-sliced core, where the next batch waits at its worker for its turn: `bench.turns` says what
 """
 
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ import numpy as np
 
 from bedsit.ipc.client import Client
 from bedsit.ipc.errors import BedsitError
-from bench import report
+from bench import report, turns
 from bench.processes import end, fork, reap
 from examples.box import Box
 
@@ -47,10 +47,12 @@ def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch tha
         waits, longest_lone = _ask_alone(box, window)
         took = [_read(fd, pid) for fd, pid in readers]
         walls = box.status()["walls"]
+    device = turns.measure(quick)
+    device.pop("walls")
     shares = [sum(each) for each in took]
     return {
         "queue": {
-            "jain": round(_jain([share / weight for share, weight in zip(shares, _WEIGHTS, strict=True)]), 4),
+            "jain": round(turns.jain([share / weight for share, weight in zip(shares, _WEIGHTS, strict=True)]), 4),
             "weights": list(_WEIGHTS),
             "service_ms": list(_MS),
             "shares": [round(share / sum(shares), 4) for share in shares],
@@ -61,7 +63,7 @@ def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch tha
             "lone_service_max_ms": round(longest_lone, 2),
             "batch_max_ms": round(max(max(each) for each in took), 2),
         },
-        "device": None,
+        "device": device,
         "walls": walls,
     }
 
@@ -81,6 +83,8 @@ def show(result: Mapping[str, Any]) -> None:
         f"a lone request waits {queue['lone_wait_p50_ms']:.1f} ms (p50), {queue['lone_wait_ms']:.1f} ms (the longest "
         f"of {queue['lone_samples']}), beside batches of up to {queue['batch_max_ms']:.1f} ms"
     )
+    for line in turns.summarise(result["device"]):
+        print(line)
 
 
 def _start(box: Box, name: str, ms: float, window: tuple[float, float], stack: ExitStack) -> tuple[int, int]:
@@ -140,11 +144,6 @@ def _read(fd: int, pid: int) -> list[float]:
     if not reap(pid) or not raw:
         raise RuntimeError("a tenant's client failed, or was never answered; its words are above")
     return [float(value) for value in np.frombuffer(raw, np.float64)]
-
-
-def _jain(values: Sequence[float]) -> float:
-    """Jain, Chiu, Hawe: A quantitative measure of fairness (1984): 1 for equal values, 1 / n where one has all."""
-    return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
 
 
 if __name__ == "__main__":

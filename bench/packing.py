@@ -22,11 +22,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from bedsit.supervisor.placement.box import Box, Seat
 from bedsit.supervisor.placement.place import Placement, place, place_all
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import USUAL
 from bedsit.supervisor.placement.score import fill, learn_mix
+from bedsit.supervisor.placement.seating import Seat, Seating
 from bedsit.supervisor.placement.seats import find_seats
 from bench import report
 from bench.traces.asks import MIXES, Coming, draw_asks, measure_ask, parse_asks, read_asks
@@ -40,7 +40,7 @@ _MOST_ORDERS: Final = 120
 _DRIVERS_ORDER: Final = {1: (6, 4, 5, 0, 1, 2, 3), 2: (4, 0, 2, 6), 4: (4, 0), 8: (0,)}
 
 Asks = Mapping[str, Request]
-Way = Callable[[Box, Asks], Mapping[str, Seat]]
+Way = Callable[[Seating, Asks], Mapping[str, Seat]]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Ours:
     def __init__(self) -> None:
         self._asked: deque[Request] = deque(maxlen=_REMEMBERED)
 
-    def __call__(self, box: Box, asks: Asks) -> Mapping[str, Seat]:
+    def __call__(self, box: Seating, asks: Asks) -> Mapping[str, Seat]:
         """Learn what is asked for, then place."""
         self._asked += asks.values()
         mix = learn_mix(self._asked)
@@ -81,17 +81,17 @@ class Ours:
         return {tenant: placed.seat} if isinstance(placed, Placement) else {}
 
 
-def take_first(box: Box, asks: Asks) -> Mapping[str, Seat]:
+def take_first(box: Seating, asks: Asks) -> Mapping[str, Seat]:
     """First fit."""
     return _take(box, list(asks.items()), lambda _, seats: seats[0])
 
 
-def take_best(box: Box, asks: Asks) -> Mapping[str, Seat]:
+def take_best(box: Seating, asks: Asks) -> Mapping[str, Seat]:
     """Best fit: the fullest device."""
     return _take(box, list(asks.items()), _pick_fullest)
 
 
-def take_vendors(box: Box, asks: Asks) -> Mapping[str, Seat]:
+def take_vendors(box: Seating, asks: Asks) -> Mapping[str, Seat]:
     """Every order, until everybody has a seat; else the one that seats most."""
     best: Mapping[str, Seat] = {}
     for order in islice(permutations(asks.items()), _MOST_ORDERS):
@@ -135,12 +135,12 @@ def show(result: Mapping[str, Any]) -> None:
         print(f"{name}, other draws: {_say(totals)}; ours less the best other, each: {result['drawn'][name]}")
 
 
-def _compare(box: Box, comings: Sequence[Coming]) -> dict[str, Any]:
+def _compare(box: Seating, comings: Sequence[Coming]) -> dict[str, Any]:
     ways: dict[str, Way] = {"ours": Ours(), "first": take_first, "best": take_best, "vendor": take_vendors}
     return {name: _replay(box, comings, way).sum_up() for name, way in ways.items()}
 
 
-def _replay(box: Box, comings: Sequence[Coming], way: Way) -> Outcome:
+def _replay(box: Seating, comings: Sequence[Coming], way: Way) -> Outcome:
     outcome = Outcome()
     leaving: dict[str, float] = {}
     for index, coming in enumerate(comings):
@@ -166,7 +166,7 @@ def _replay(box: Box, comings: Sequence[Coming], way: Way) -> Outcome:
 
 
 def _take(
-    box: Box, asks: Sequence[tuple[str, Request]], pick: Callable[[Box, Sequence[Seat]], Seat]
+    box: Seating, asks: Sequence[tuple[str, Request]], pick: Callable[[Seating, Sequence[Seat]], Seat]
 ) -> Mapping[str, Seat]:
     taken: dict[str, Seat] = {}
     for tenant, request in asks:
@@ -177,13 +177,13 @@ def _take(
     return taken
 
 
-def _pick_fullest(box: Box, seats: Sequence[Seat]) -> Seat:
+def _pick_fullest(box: Seating, seats: Sequence[Seat]) -> Seat:
     filled = {use.card.name: fill(use, USUAL) for use in box.uses}
-    filled |= {f"node{index}": -len(cores) for index, cores in enumerate(box.free_cores)}
+    filled |= {node.name: -len(cores) for node, cores in zip(box.nodes, box.free_cores, strict=True)}
     return max(seats, key=lambda seat: filled[seat.devices[0]])
 
 
-def _pick_drivers(_: Box, seats: Sequence[Seat]) -> Seat:
+def _pick_drivers(_: Seating, seats: Sequence[Seat]) -> Seat:
     order = {
         id(seat): _DRIVERS_ORDER[seat.placed.size].index(seat.placed.start)
         for seat in seats

@@ -10,7 +10,7 @@ from bedsit.ipc.admin import SOCKET_NAME, AdminClient, Body
 
 DEFAULT_RUN_DIR: Final = Path("/run/bedsit")
 DEFAULT_STATE_DIR: Final = Path("/var/lib/bedsit")
-_READS: Final = frozenset({"ping", "status", "ps", "events", "logs"})
+_READS: Final = frozenset({"ping", "status", "ps", "events", "logs", "device.partition.plan"})
 
 
 class Box:
@@ -36,7 +36,7 @@ class Box:
 
     def call_telling(self, phases: Any, op: str, *, body: Body | None = None, **args: Any) -> Any:
         """Run an admin operation inside phases that the caller already shows."""
-        if op not in _READS and not op.endswith((".list", ".show")):
+        if op not in _READS and not op.endswith((".list", ".show", ".explain")):
             self.changing = op
         result = self._admin.call(op, progress=phases, body=body, **args)
         self.changing = None

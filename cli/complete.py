@@ -47,6 +47,15 @@ def complete_devices(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if _DEVICE.fullmatch(name) and name.startswith(incomplete)]
 
 
+def complete_gpus(ctx: typer.Context, incomplete: str) -> list[str]:
+    """GPUs that begin with *incomplete*, those that are cut too."""
+    answer = _ask_for(ctx, "device.list")
+    rows = answer.get("devices") if isinstance(answer, dict) else None
+    found = [str(row.get("gpu")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    names = dict.fromkeys(name for name in found if name.startswith("GPU-") and _DEVICE.fullmatch(name))
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def _plain(names: Iterable[object], incomplete: str) -> list[str]:
     return [n for n in names if isinstance(n, str) and n.startswith(incomplete) and _PLAIN.fullmatch(n)]
 
@@ -71,6 +80,9 @@ def _find_run_dir(ctx: typer.Context) -> Path:
 
 TenantName = Annotated[
     str, typer.Argument(metavar="TENANT", help="The tenant's name.", autocompletion=complete_tenants)
+]
+OptionalTenant = Annotated[
+    str | None, typer.Argument(metavar="[TENANT]", help="The tenant's name.", autocompletion=complete_tenants)
 ]
 ModelAddress = Annotated[
     str, typer.Argument(metavar="TENANT/MODEL", help="The model, by its tenant.", autocompletion=complete_models)

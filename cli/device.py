@@ -7,10 +7,12 @@ import typer
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
 from bedsit.cli.complete import complete_devices
+from bedsit.cli.partition import app as partition
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import format_mib, format_size
+from bedsit.cli.text import describe_place, format_mib, format_size
 
 app = make_noun("device", "Devices: what this box computes with. GPUs, parts of GPUs, and cores.")
+app.add_typer(partition)
 
 DeviceName = Annotated[
     str,
@@ -28,6 +30,12 @@ def _compute(row: Row) -> str | None:
     return f"{sms} SMs" if sms else None
 
 
+def _describe_use(row: Row) -> str | None:
+    """How much of it tenants have."""
+    used = row.get("used")
+    return f"{100 * used:.0f} %" if isinstance(used, float) else None
+
+
 def _why(row: Row) -> str | None:
     """What is wrong with it, else what its operator should know."""
     trouble = row.get("trouble")
@@ -42,6 +50,8 @@ COLUMNS: Final = (
     Column("MEMORY MiB", lambda row: format_mib(row.get("memory_bytes")), right=True),
     Column("COMPUTE", _compute, right=True),
     field("TRUST", "trust"),
+    Column("TENANTS", lambda row: _join(row.get("tenants"))),
+    Column("FULL", _describe_use, right=True),
     Column("WHY", _why),
 )
 
@@ -56,9 +66,9 @@ COLUMNS: Final = (
     """,
 )
 def list_devices(box: Box) -> None:
-    """List what can be handed out to tenants: whole GPUs, MIG devices, and the cores of each NUMA node.
+    """List what can be handed out to tenants, and who has it: GPUs, MIG devices, shared cores, cores of NUMA nodes.
 
-    A GPU that cannot be used, or of which nothing is cut, is listed too, with why. Nothing of a GPU is ever changed.
+    A GPU that cannot be used, or of which nothing is cut, is listed too, with why.
     """
     answer = box.call("device.list")
     box.screen.show_rows("device", answer["devices"], COLUMNS, _name)
@@ -94,6 +104,9 @@ def describe_devices(devices: object) -> str | None:
         if devices.get(key) or key != "mig"
     ]
     text = ", ".join(parts)
+    seats, lost = devices.get("seats"), devices.get("seats_degraded")
+    if seats:
+        text += f"; {seats} seat{'s' * (seats != 1)} taken" + (f", of which {len(lost)} cannot be used" if lost else "")
     degraded, trouble = devices.get("degraded"), devices.get("trouble")
     if degraded and isinstance(degraded, list):
         text += f"; degraded: {', '.join(map(str, degraded))}"
@@ -131,8 +144,11 @@ def _fields(row: Row) -> list[tuple[str, object]]:
         ("numa node", row.get("numa_node")),
         ("trust", row.get("trust")),
         ("fails with", row.get("fault_domain")),
+        ("tenants", _join(row.get("tenants"))),
+        ("full", _describe_use(row)),
+        ("given away", row.get("given")),
         ("gpu", row.get("gpu")),
-        ("place", _describe_place(place) if isinstance(place, dict) else None),
+        ("place", describe_place(place)),
         ("nodes", _join(row.get("nodes"))),
         ("environment", _join([f"{name}={value}" for name, value in env.items()] if isinstance(env, dict) else None)),
         ("can", _join(row.get("capabilities"))),
@@ -146,11 +162,6 @@ def _fields(row: Row) -> list[tuple[str, object]]:
         ]
         fields += [(f"profile {each.get('id')}", _describe_profile(each)) for each in gpu.get("profiles") or ()]
     return [(name, value) for name, value in fields if value not in (None, "", "-")]
-
-
-def _describe_place(place: Row) -> str:
-    last = place["start"] + place["size"] - 1
-    return f"memory slices {place['start']} to {last}" if place["size"] > 1 else f"memory slice {last}"
 
 
 def _describe_processes(processes: object) -> list[str]:

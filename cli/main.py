@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "infer": Entry("bedsit.cli.infer", "send one request to a model"),
     "ps": Entry("bedsit.cli.ps", "what slots and tenants use right now"),
     "top": Entry("bedsit.cli.top", "what slots and tenants use right now"),
+    "usage": Entry("bedsit.cli.usage", "what tenants, models and devices used"),
     "logs": Entry("bedsit.cli.logs", "what a tenant's workers wrote"),
     "events": Entry("bedsit.cli.events", "what happened"),
     "backup": Entry("bedsit.cli.backup", "the box's state in one file, and back"),

@@ -25,7 +25,7 @@ from bedsit.cli.admission import (
 )
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
-from bedsit.cli.complete import TenantName, Yes
+from bedsit.cli.complete import OptionalTenant, TenantName, Yes
 from bedsit.cli.key import KeyFile, keep_secret, open_key_file
 from bedsit.cli.option import read_option
 from bedsit.cli.presence import (
@@ -46,6 +46,21 @@ from bedsit.cli.presence import (
     read_presence,
 )
 from bedsit.cli.render import Format
+from bedsit.cli.seat import (
+    Apart,
+    Device,
+    GpuMemory,
+    GpuType,
+    Near,
+    Trusted,
+    describe_device,
+    describe_seat,
+    describe_trust,
+    describe_wish,
+    list_explanation,
+    name_seat,
+    read_wish,
+)
 from bedsit.cli.table import Column, Row, field
 from bedsit.cli.text import format_age, format_duration, format_mib, format_size, parse_size, parse_span
 from bedsit.ipc.errors import error
@@ -102,6 +117,8 @@ COLUMNS: Final = (
     Column("PIDS", lambda row: _limit(row, "pids"), right=True),
     field("RESTARTS", "restarts", right=True),
     Column("SLOTS", describe_slots, right=True),
+    Column("DEVICE", describe_device),
+    Column("SEAT", describe_seat),
     Column("AGE", lambda row: format_age(row.get("created_at"))),
     field("LAST CAUSE", "last_cause"),
 )
@@ -115,6 +132,8 @@ COLUMNS: Final = (
     bedsit tenant create vision --memory 2GiB --cpus 2 --key-file vision.key
     bedsit tenant create vision --class realtime --min-share 25% --rate 100/s --burst 20
     bedsit tenant create seldom --min-slots 0 --idle 5m
+    bedsit tenant create vision --device mig:1g.10gb
+    bedsit tenant create speech --device core:0.25 --class realtime
     bedsit tenant create vision -o json | jq -r .item.key.secret
     """,
 )
@@ -149,6 +168,12 @@ def create_tenant(
     max_slots: MaxSlots = None,
     idle: IdleTime = None,
     run_limit: RunLimit = None,
+    device: Device = None,
+    gpu_memory: GpuMemory = None,
+    gpu_type: GpuType = None,
+    near: Near = None,
+    apart: Apart = None,
+    trusted: Trusted = None,
     profile: ProfileName = None,
     key_file: KeyFile = None,
 ) -> None:
@@ -175,6 +200,9 @@ def create_tenant(
         max_slots=max_slots,
         idle=idle,
         run_limit=run_limit,
+    )
+    limits |= read_wish(
+        device=device, gpu_memory=gpu_memory, gpu_type=gpu_type, near=near, apart=apart, trusted=trusted
     )
     with open_key_file(key_file) as file:
         answer = box.call(
@@ -219,6 +247,7 @@ def show_tenant(box: Box, name: TenantName) -> None:
     bedsit tenant set vision --rate 600/m --burst 50
     bedsit tenant set vision --rate max --min-share 0
     bedsit tenant set vision --max-slots 4 --run-limit 30s
+    bedsit tenant set vision --device gpu:0.5 --gpu-memory 20GiB --trusted
     bedsit tenant set vision --restart transient --max-restarts 5 --restart-period 10m
     """,
 )
@@ -249,12 +278,18 @@ def set_limits(
     max_slots: MaxSlots = None,
     idle: IdleTime = None,
     run_limit: RunLimit = None,
+    device: Device = None,
+    gpu_memory: GpuMemory = None,
+    gpu_type: GpuType = None,
+    near: Near = None,
+    apart: Apart = None,
+    trusted: Trusted = None,
     profile: ProfileName = None,
 ) -> None:
     """Change a tenant's limits; they hold at once, for its running slots too.
 
-    Another profile takes fresh slots, each of which serves before the one that it replaces goes. What was given in one
-    command changes together or not at all.
+    Another profile or device takes fresh slots, each of which serves before the one that it replaces goes. What was
+    given in one command changes together or not at all.
     """
     limits = _limits(memory, cpus, pids, cpu_weight, cpu_idle, cores, io) | read_flow(rate, burst, concurrency)
     limits |= read_admission(
@@ -275,12 +310,49 @@ def set_limits(
         idle=idle,
         run_limit=run_limit,
     )
+    limits |= read_wish(
+        device=device, gpu_memory=gpu_memory, gpu_type=gpu_type, near=near, apart=apart, trusted=trusted
+    )
     if profile is None and all(value is None for value in limits.values()):
         raise error(
             "request.invalid", "nothing to set", "pass at least one limit, or --profile: bedsit tenant set --help"
         )
     chosen = profile.value if profile else None
     _show(box, box.call("tenant.set", name=name, **limits, profile=chosen))
+
+
+@verb(
+    app,
+    "explain",
+    examples="""
+    bedsit tenant explain vision
+    bedsit tenant explain --device gpu:0.5 --gpu-type H200 --trusted
+    bedsit tenant explain vision --device mig:2g.20gb -o json | jq .item.changes
+    """,
+)
+def explain_tenant(
+    box: Box,
+    name: OptionalTenant = None,
+    device: Device = None,
+    gpu_memory: GpuMemory = None,
+    gpu_type: GpuType = None,
+    near: Near = None,
+    apart: Apart = None,
+    trusted: Trusted = None,
+    service_class: Class = None,
+    min_share: MinShare = None,
+) -> None:
+    """Say why a tenant sits where it does, or why its slots do not start; with options, what asking for that would do.
+
+    Without a name it is a new tenant that asks. Nothing is changed.
+    """
+    wish = read_wish(device=device, gpu_memory=gpu_memory, gpu_type=gpu_type, near=near, apart=apart, trusted=trusted)
+    said = read_admission(
+        weight=None, service_class=service_class, min_share=min_share, queue=None, queue_bytes=None, sessions=None
+    )
+    wish |= {key: said[key] for key in ("service_class", "min_share")}
+    answer = box.call("tenant.explain", name=name, **wish)
+    box.screen.show_record("explanation", answer, list_explanation(answer), name_seat(answer))
 
 
 @verb(app, "stop", examples="bedsit tenant stop vision")
@@ -367,6 +439,9 @@ def _fields(tenant: Row) -> list[tuple[str, object]]:
         ("cpu share", _describe_share(tenant)),
         ("cores", _limit(tenant, "cores")),
         ("disk", _describe_disk(tenant)),
+        ("device", describe_wish(tenant)),
+        ("seat", describe_seat(tenant)),
+        ("trusted", describe_trust(tenant)),
         ("class", limits.get("service_class")),
         ("share", describe_share(limits)),
         ("rate", describe_rate(limits)),

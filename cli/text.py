@@ -174,3 +174,11 @@ def format_age(at: object, now: datetime | None = None) -> str:
         then = then.replace(tzinfo=UTC)
     seconds = ((now or datetime.now(UTC)) - then).total_seconds()
     return format_duration(float(int(max(0.0, seconds)))) if seconds >= 1 else "0 s"
+
+
+def describe_place(place: object) -> str | None:
+    """``memory slices 4 to 7``: where a MIG instance lies; None where nobody says."""
+    if not isinstance(place, dict):
+        return None
+    last = place["start"] + place["size"] - 1
+    return f"memory slices {place['start']} to {last}" if place["size"] > 1 else f"memory slice {last}"

@@ -15,7 +15,7 @@ app = make_app()
 
 _MEANINGS: Final = {
     0: "done",
-    1: "failed; also: not confirmed, doctor found something missing, upgrade check found slots that go",
+    1: "failed; also: not confirmed, doctor found something missing, upgrade check or partition plan found a change",
     2: "wrong usage or input; also: a confirmation is needed and there is no terminal",
     3: "it exists, but is not in a state that allows this",
     4: "no such object",
@@ -47,7 +47,7 @@ ASCII with \\u escapes. Fields may be added within v1; none is removed or change
 key, not by position. With -o json or jsonl an error is one line of JSON on stderr:
 {"error": {"code", "message", "hint", "exit_code"}}. The code (tenant.not_found) is stable, the message is not.
 
-KIND: tenant key model device output slot usage status event log_line check backup change
+KIND: tenant key model device partition output slot usage status event log_line check backup change
 
 Text that tenants wrote (logs, errors) may hold anything: what could steer a terminal is shown as \\x1b and the like.
 

@@ -275,8 +275,12 @@ def _read_lines(path: str) -> list[str]:
         return []
 
 
-def _as_toml(settings: Mapping[str, Any]) -> str:
+def _as_toml(settings: Mapping[str, Any], table: str = "") -> str:
     # Numbers, texts and lists are written the same in TOML and JSON; tables come last.
     plain = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
-    tables = [f"[{key}]\n{_as_toml(value)}" for key, value in settings.items() if isinstance(value, Mapping)]
+    tables = [
+        f"[{table}{key}]\n{_as_toml(value, f'{table}{key}.')}"
+        for key, value in settings.items()
+        if isinstance(value, Mapping)
+    ]
     return "\n".join(plain + tables) + "\n"

@@ -4,7 +4,8 @@ daemon → worker   one packet, once: the assignment (`encode_assignment`), with
 worker → daemon   reports: 3 bytes (kind, model's index in the assignment) and a text that the daemon never parses
 
 router ↔ worker   over the slot's own SEQPACKET socket: packets of `bedsit.ipc.wire`, and between them notes, which are
-                  shorter than any packet: an arena's descriptor and its acknowledgement, the wish for a ZeroMQ lane
+                  shorter than any packet: an arena's descriptor and its acknowledgement, the wish for a ZeroMQ lane,
+                  and the words about turns that are not in the lease page (`bedsit.ipc.leasepage`)
 """
 
 import struct
@@ -82,10 +83,12 @@ class Word(IntEnum):
     FORGET = 2  # router → worker: that arena is of no further use
     MAPPED = 3  # worker → router: that arena is mapped
     MEET = 4  # router → worker: connect to the ZeroMQ lane as well
+    RESUME = 5  # router → worker: look at the lease page
+    YIELD = 6  # worker → router: the turn of that epoch is over, and its batch is not
 
 
 class Note(NamedTuple):
-    """One word, about an arena where it is about one."""
+    """One word, about an arena or an epoch where it is about one."""
 
     word: int
     number: int = 0

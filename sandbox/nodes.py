@@ -36,7 +36,7 @@ class Node(NamedTuple):
 def find_nodes(sources: Iterable[str], root: str = "") -> tuple[Node, ...]:
     """The nodes at these paths, as whoever has *root* for its root sees them. Opens none.
 
-    Raises ``device.unusable`` where one is missing, is none, or is closed to a worker, which is nobody on the box.
+    Raises ``device.degraded`` where one is missing, is none, or is closed to a worker, which is nobody on the box.
     """
     return tuple(_find(source, root) for source in sources)
 
@@ -44,17 +44,17 @@ def find_nodes(sources: Iterable[str], root: str = "") -> tuple[Node, ...]:
 def _find(source: str, root: str) -> Node:
     name = source.rpartition("/dev/")[2]
     if not _KNOWN.fullmatch(name):
-        raise error("device.unusable", f"{source} is no device node that a slot may have")
+        raise error("device.degraded", f"{source} is no device node that a slot may have")
     try:
         found = os.stat(root + source, follow_symlinks=False)
     except OSError as e:
         hint = "load the driver and its nodes: nvidia-modprobe -u -c0; see bedsit device list"
-        raise error("device.unusable", f"{source}: {e.strerror}", hint) from None
+        raise error("device.degraded", f"{source}: {e.strerror}", hint) from None
     if not stat.S_ISCHR(found.st_mode):
-        raise error("device.unusable", f"{source} is no character device")
+        raise error("device.degraded", f"{source} is no character device")
     if not found.st_mode & _FOR_ALL:
         hint = "the driver's option NVreg_DeviceFileMode=0666 opens it; its numbers keep other slots out"
-        raise error("device.unusable", f"{source} is closed to workers: mode {stat.S_IMODE(found.st_mode):04o}", hint)
+        raise error("device.degraded", f"{source} is closed to workers: mode {stat.S_IMODE(found.st_mode):04o}", hint)
     return Node(name, source, os.major(found.st_rdev), os.minor(found.st_rdev))
 
 

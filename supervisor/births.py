@@ -4,12 +4,13 @@ A filter of system calls can only be narrowed, and what is mounted and let throu
 profile and device are chosen when a slot is built, while it belongs to nobody yet.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from bedsit.ipc.errors import error
 from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.needs import Needs
 
 #: In the environment of a slot that was born for a device, beside what the device itself wants there: which one it is.
 DEVICE_VARIABLE: Final = "BEDSIT_DEVICE"
@@ -17,7 +18,7 @@ DEVICE_VARIABLE: Final = "BEDSIT_DEVICE"
 
 @dataclass(frozen=True)
 class Birth:
-    """What a slot is born as. *device* is the id of a slice of a GPU; empty for a slot that has no more than cores."""
+    """What a slot is born as. *device* names a GPU or a part of one; empty for a slot that has no more than cores."""
 
     profile: Profile = "standard"
     device: str = ""
@@ -25,14 +26,6 @@ class Birth:
 
 #: What the pool holds.
 ORDINARY: Final = Birth()
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a worker needs of a device: paths of nodes on the box, and variables."""
-
-    nodes: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 #: What the device of that id needs now. Raises BedsitError where it cannot be used.

@@ -44,16 +44,16 @@ async def find_device(birth: Birth, needs_of: NeedsOf, root: str) -> tuple[tuple
     if not birth.device:
         return (), {}
     needs = await needs_of(birth.device)
-    if not needs.nodes:
-        raise error("device.unusable", f"device {birth.device} has no nodes that a slot could be given")
-    return find_nodes(needs.nodes, root), {**needs.env, DEVICE_VARIABLE: birth.device}
+    if not needs.device_nodes:
+        raise error("device.degraded", f"device {birth.device} has no nodes that a slot could be given")
+    return find_nodes(needs.device_nodes, root), {**needs.env, DEVICE_VARIABLE: birth.device}
 
 
 async def await_device(word: Awaitable[bytes], device: str) -> None:
-    """Wait for what the blank worker says of its device. Raises ``device.unusable`` unless that is: it works."""
+    """Wait for what the blank worker says of its device. Raises ``device.degraded`` unless that is: it works."""
     try:
         kind, _, text = decode_report(await asyncio.wait_for(word, _DEVICE_S))
     except TimeoutError:
-        raise error("device.unusable", f"device {device} did not answer within {_DEVICE_S:g} s") from None
+        raise error("device.degraded", f"device {device} did not answer within {_DEVICE_S:g} s") from None
     if kind != Report.READY:
-        raise error("device.unusable", read_failure(text).message, "what is wrong with it: bedsit device list")
+        raise error("device.degraded", read_failure(text).message, "what is wrong with it: bedsit device list")

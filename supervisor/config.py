@@ -17,6 +17,9 @@ from bedsit.ipc.errors import error
 from bedsit.ipc.snapshot import ServiceClass
 from bedsit.ipc.spelling import nearest
 from bedsit.supervisor.admission import Burst, Concurrency, QueueBytes, QueueLength, Rate, Sessions, Weight
+from bedsit.supervisor.devices.cores import find_usable
+from bedsit.supervisor.devices.partitions.declared import read_partitions
+from bedsit.supervisor.devices.shared import check_shared
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
@@ -81,6 +84,10 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warm: int = 0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
+    #: What GPUs with MIG are cut into, by UUID, the beginning of it, or index: ``GPU-8f3a = ["3g.71gb@4", "1g.18gb"]``.
+    partitions: dict[str, list[str]] = {}
+    #: Whether the daemon makes what is missing of that where nothing has to be destroyed for it, as after a reboot.
+    create_missing: bool = True
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -244,6 +251,11 @@ def _check(config: Config) -> None:
     if devices.warm:  # how many devices are sat on nobody knows yet
         ok = config.zygote_forks_max > config.max_slots
         require("zygote_forks_max", "must be above max_slots where devices.warm is set", ok=ok)
+    read_partitions(devices.partitions)
+    try:
+        check_shared(devices.shared_cores, find_usable())
+    except ValueError as e:
+        raise error("config.invalid", f"devices.shared_cores: {e}") from None
     require("parallel", "must be 0 to 1024", ok=0 <= config.parallel <= _MAX_PARALLEL)
     require("router_spin_us", "must be 0 to 1000", ok=0 <= config.router_spin_us <= _MAX_SPIN_US)
     levels = ("debug", "info", "warning", "error")

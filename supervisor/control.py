@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -21,12 +21,14 @@ from bedsit.ipc.seqpacket import refuse_descriptors
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
+from bedsit.supervisor.ledger import Passed, Taken
 from bedsit.supervisor.log import get_log
 
 _READ: Final = 256 << 10
 #: At most one snapshot waits for the router to read it, and some small things beside it.
 _MAX_UNSENT: Final = view.MAX_BYTES + (1 << 20)
 _MAX_VERSION: Final = 32
+_MAX_NAME: Final = 64
 _UCRED: Final = struct.Struct("3i")
 
 
@@ -49,6 +51,14 @@ class Activity(msgspec.Struct, frozen=True, array_like=True):
     busy_us: int
     backlog_us: int
     crowded: bool
+
+
+class UsageReport(msgspec.Struct, tag_field="op", tag="usage"):
+    """What a router counted since it began, as far as it is news; *run* is its own."""
+
+    run: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    rows: list[Taken]
+    devices: list[Passed]
 
 
 class _Hello(msgspec.Struct, tag_field="op", tag="hello"):
@@ -75,6 +85,13 @@ class _Hung(msgspec.Struct, tag_field="op", tag="hung"):
     after_s: float
 
 
+class _Overran(msgspec.Struct, tag_field="op", tag="overran"):
+    slot: str
+    ran: tuple[int, int] | None
+    on: str
+    after_s: float
+
+
 class _Activity(msgspec.Struct, tag_field="op", tag="activity"):
     tenants: dict[str, Activity] = {}
 
@@ -93,7 +110,9 @@ class _Stats(msgspec.Struct, tag_field="op", tag="stats"):
     pid: int = 0
 
 
-_Message = _Hello | _Ack | _Drained | _Lost | _Hung | _Wanted | _Misbehaved | _Stats | _Activity
+_Message = (
+    _Hello | _Ack | _Drained | _Lost | _Hung | _Overran | _Wanted | _Misbehaved | _Stats | _Activity | UsageReport
+)
 
 
 class Control:
@@ -114,6 +133,8 @@ class Control:
         self._stats_count = 0
         self._active: dict[str, Activity] = {}
         self._active_count = 0
+        self._usage_count = 0
+        self.hear_usage: Callable[[UsageReport], None] = lambda _report: None
         self.router_pid: int | None = None
         self.router_version: str | None = None
 
@@ -162,6 +183,13 @@ class Control:
         self._send(encode_frame({"op": "activity"}))
         fresh = await self._wait(lambda: self._active_count > before or self._writer is None, timeout_s)
         return self._active if fresh and self._active_count > before else None
+
+    async def ask_usage(self, timeout_s: float) -> None:
+        """Have the router say what it counted, to ``hear_usage``; it may not answer."""
+        if self._writer is not None:
+            before = self._usage_count
+            self._send(encode_frame({"op": "usage"}))
+            await self._wait(lambda: self._usage_count > before or self._writer is None, timeout_s)
 
     async def wait_gone(self, timeout_s: float) -> bool:
         """Wait until no router is connected. False when it stays."""
@@ -238,6 +266,9 @@ class Control:
                 self._feed(on.SlotLost(slot, ran))
             case _Hung(slot, ran, after_s):
                 self._feed(on.SlotHung(slot, ran, f"a call of its model has not ended after {after_s:.1f} s"))
+            case _Overran(slot, ran, device, after_s):
+                text = f"kept {device[:_MAX_NAME]} for {after_s:.2f} s while others waited, and did not yield"
+                self._feed(on.SlotHung(slot, ran, text, overran=True))
             case _Wanted(tenant):
                 self._feed(on.TenantWanted(tenant))
             case _Misbehaved(slot, count):
@@ -250,6 +281,9 @@ class Control:
             case _Activity(active):
                 self._active = active
                 self._active_count += 1
+            case UsageReport():
+                self.hear_usage(message)
+                self._usage_count += 1
             case _Hello(version=version):
                 self.router_version = version[:_MAX_VERSION]
                 get_log().debug("router.said", message=str(message))

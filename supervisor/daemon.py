@@ -11,8 +11,9 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -23,11 +24,14 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
 from bedsit.supervisor.atomic import remove_unfinished
+from bedsit.supervisor.books import Books, hour_of
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
-from bedsit.supervisor.devices.needs import await_needs
+from bedsit.supervisor.devices.partitions.declared import read_partitions
+from bedsit.supervisor.devices.partitions.keeper import Partitions
+from bedsit.supervisor.devices.partitions.there import list_seats
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -42,6 +46,8 @@ from bedsit.supervisor.folders import (
     make_roots,
 )
 from bedsit.supervisor.generations import Generations
+from bedsit.supervisor.holdings import Holding, list_holdings
+from bedsit.supervisor.ledger import Ledger
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.meter import Look
@@ -58,6 +64,7 @@ from bedsit.supervisor.tenantlogs import keep_logs
 from bedsit.supervisor.timers import Timers
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.units import ADMIN_SOCKET, UnitStarter, call_systemctl, is_unit
+from bedsit.supervisor.usher import Usher
 from bedsit.supervisor.zygotes import Zygotes
 
 _DOWN_S: Final = 30.0
@@ -95,7 +102,7 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for endless in (self._watch(notifier), self._look.run(), desk.devices.run()):
+            for endless in (self._watch(notifier), self._look.run(), desk.partitions.run(), desk.devices.run()):
                 task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
@@ -228,7 +235,8 @@ class Daemon:
             self.feed,
             lambda slot, text: operations.tell(house.slots[slot].operation, text) if slot in house.slots else None,
             RefusedCalls(events, house.tenants).hear,
-            lambda device: await_needs(devices, device),
+            lambda record, stats: books.slot_ended(record, stats),  # noqa: PLW0108 - made below
+            lambda device: usher.find_needs(device),  # noqa: PLW0108 - so is this
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)
@@ -240,8 +248,23 @@ class Daemon:
         devices = Devices(
             lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
             unit=folders.nvml_socket if units else None,
+            shared=config.devices.shared_cores,
+            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
         )
         undo.push_async_callback(devices.close)
+        usher = Usher(registry, devices, house, slots, config.devices, self.feed)
+        partitions = Partitions(
+            devices,
+            read_partitions(config.devices.partitions),
+            events.add,
+            lambda: list_seats(usher.seating().residents),
+            creates_missing=config.devices.create_missing,
+        )
+        cores = Cores(registry, slots, devices)
+        ledger = Ledger(folders.database, lambda: hour_of(datetime.now(UTC)))
+        undo.callback(ledger.close)
+        books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots))
+        control.hear_usage = books.hear
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -252,7 +275,7 @@ class Daemon:
             operations=operations,
             publisher=publisher,
             timers=timers,
-            cores=Cores(registry, slots),
+            cores=cores,
             feed=self.feed,
             feed_next=self._feed_next,
             finish=self._finished.set,
@@ -274,6 +297,10 @@ class Daemon:
             control=control,
             effects=effects,
             devices=devices,
+            partitions=partitions,
+            cores=cores,
+            usher=usher,
+            books=books,
             feed=self.feed,
             wait_until=self.wait_until,
             down=self.down,
@@ -289,6 +316,7 @@ class Daemon:
         await desk.zygotes.find()
         for row in desk.registry.tenants():
             self.feed(wish_of(desk.registry, row))
+        desk.usher.look()
         room = desk.room
         recovery = Recovery(
             folders=desk.folders,
@@ -298,6 +326,7 @@ class Daemon:
             events=desk.events,
             uids=room.uids,
             slots=desk.slots,
+            cores=desk.cores,
         )
         await recovery.adopt_all(self.feed)
         desk.zygotes.sweep()
@@ -331,6 +360,12 @@ class Daemon:
         get_log().critical("daemon.failed", error=str(failure), exc_info=failure)
         self._failure = self._failure or failure
         self._leave.set()
+
+
+def _list_holdings(usher: Usher, slots: Slots) -> Iterable[Holding]:
+    """Who has which device alone now."""
+    owners = {live.record.worker_pid: live.record.tenant or "" for live in slots.live.values()}
+    return list_holdings(usher.devices.box, usher.seating().residents, owners)
 
 
 class _Phases:

@@ -10,8 +10,11 @@ from typing import Final
 
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
+from bedsit.supervisor.books import Books
 from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
+from bedsit.supervisor.cores import Cores
+from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.effects import Effects
 from bedsit.supervisor.events import Events
@@ -23,6 +26,7 @@ from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.registry import Registry, TenantRow
 from bedsit.supervisor.room import Room
 from bedsit.supervisor.slots import Slots
+from bedsit.supervisor.usher import Usher
 from bedsit.supervisor.zygotes import Zygotes
 
 #: How long a change waits for a connected router to work by it.
@@ -47,6 +51,10 @@ class Desk:
     control: Control
     effects: Effects
     devices: Devices
+    partitions: Partitions
+    cores: Cores
+    usher: Usher
+    books: Books
     feed: Callable[[on.Stimulus], None]
     wait_until: Callable[[Callable[[], bool], float], Awaitable[bool]]
     down: Callable[[Callable[[str, float | None], None]], Awaitable[None]]
@@ -85,6 +93,7 @@ class Desk:
     def tell_house(self, row: TenantRow) -> None:
         """Say what the operator wants of this tenant now."""
         self.feed(wish_of(self.registry, row))
+        self.usher.look()
 
 
 def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
@@ -97,7 +106,8 @@ def wish_of(registry: Registry, row: TenantRow) -> on.TenantSet:
     }
     models, size = tuple(sorted(sizes)), sum(sizes.values())
     policy = Policy(**{name: getattr(row, name) for name in Policy.__dataclass_fields__})
-    return on.TenantSet(row.name, row.wanted == "running", row.isolation == "strict", models, row.profile, policy, size)
+    wanted, strict = row.wanted == "running", row.isolation == "strict"
+    return on.TenantSet(row.name, wanted, strict, models, row.profile, policy, size, row.seat)
 
 
 def now_text() -> str:

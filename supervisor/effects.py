@@ -11,7 +11,7 @@ from bedsit.ipc.slot import Assignment, ModelToLoad
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.artifacts import Artifacts
-from bedsit.supervisor.cores import Cores, limits_of
+from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.operations import Operations
@@ -111,7 +111,7 @@ class Effects:
         assignment = Assignment(row.name, threads, tuple(models))
         artifacts = [partial(self.artifacts.open, draft.digest) for draft in drafts]
         self.events.add("slot.assigned", f"{len(models)} model versions", row.name, order.slot)
-        self.slots.assign(order.slot, assignment, limits_of(row), artifacts)
+        self.slots.assign(order.slot, assignment, self.cores.limits_of(row), artifacts, row.seat)
 
     def _find(self, row: TenantRow, number: int, version: int) -> Draft:
         draft = self.drafts.get((row.name, number, version))

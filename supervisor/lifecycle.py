@@ -9,6 +9,7 @@ Guarantees, for any order of stimuli (held by tests/supervisor/test_lifecycle_pr
     there before the old one goes, and a failed roll leaves the old ones as they were;
   - the pool is refilled, a dead slot is replaced as its tenant's policy says, both with back-off; nothing is built
     after ShutDown;
+  - nothing starts on a seat whose device is degraded, gone, or has not been looked at yet;
   - who waits in a full box, or for memory, gets the place of a tenant that may be parked, and nobody is parked who has
     just come;
   - when a zygote has forked enough, the next one replaces it and its blank slots, and the pool stays as full as it was;
@@ -28,6 +29,7 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
+from bedsit.supervisor.policy import Hold
 from bedsit.supervisor.pool import plan_pool
 from bedsit.supervisor.rolls import judge_roll, judge_room
 from bedsit.supervisor.rotation import Rotation
@@ -45,6 +47,7 @@ LOST_GRACE_S: Final = 0.25
 _PLENTY: Final = 1 << 62
 _MIB: Final = 1 << 20
 _SEE_EVENTS: Final = "see: bedsit events"
+_SEE_DEVICES: Final = "see: bedsit device list"
 _SEE_WALLS: Final = "what this box lacks, and how to mend it: bedsit doctor"
 _SEE_ROOM: Final = "stop or park a tenant, or lower memory_reserve_bytes"
 _SLOT_TIMERS: Final[tuple[on.TimerKind, ...]] = ("load", "drain", "lost", "settled")
@@ -92,14 +95,18 @@ class House:
             return "stopped"
         if not tenant.models:
             return "empty"
+        if tenant.hold == "degraded":
+            return "degraded"
         if tenant.serving:
             return "running"
         if tenant.resting or tenant.given_up:
             return "failed"
-        return "starting" if tenant.wanted else "parked"
+        return "starting" if tenant.wanted or (tenant.hold and tenant.target) else "parked"
 
     def explain_wait(self, tenant: Tenant, kind: Literal["tenant", "roll"] = "tenant") -> tuple[str, str]:
         """Why no blank slot is *tenant*'s, as the end of a sentence, and where to read on."""
+        if tenant.hold:
+            return f": {tenant.trouble}", _SEE_DEVICES
         blank = [s for s in self.slots.values() if s.state == "blank" and s.birth == tenant.birth]
         if blank and tenant.strict and all(slot.degraded for slot in blank):
             lacks = sorted({wall for slot in blank for wall in slot.lacks})
@@ -127,6 +134,8 @@ class House:
                 self._mourn_zygote(generation, cause)
             case on.TenantSet():
                 self._set_tenant(stimulus)
+            case on.SeatSeen(tenant, state, why):
+                self._see_seat(self.tenants.get(tenant), state, why)
             case on.TenantGone(tenant):
                 self._remove_tenant(tenant)
             case on.TenantWanted(tenant):
@@ -174,6 +183,8 @@ class House:
             case on.SlotHung(blame=blame, text=text):
                 slot.blame = blame
                 if slot.state in ("serving", "draining"):
+                    if news.overran:
+                        self._tell("turn.overrun", text, slot)
                     self._died(slot, "hung", Cause("timeout", text))
             case on.SlotLost(blame=blame):
                 slot.blame = slot.blame or blame
@@ -244,9 +255,11 @@ class House:
 
     def _set_tenant(self, wish: on.TenantSet) -> None:
         tenant = self.tenants.setdefault(wish.tenant, Tenant(wish.tenant, running=False))
-        if wish.birth != tenant.birth:
-            what = "device" if wish.profile == tenant.birth.profile else "profile"
-            self._drop_roll(tenant, error("tenant.busy", f"the {what} of tenant {tenant.name!r} was changed"))
+        is_other = {"profile": wish.profile != tenant.birth.profile, "seat": wish.seat != tenant.seat}
+        for name in filter(is_other.get, is_other):
+            self._drop_roll(tenant, error("tenant.busy", f"the {name} of tenant {tenant.name!r} was changed"))
+        if is_other["seat"]:  # until somebody has looked at the new one
+            tenant.seat, tenant.hold, tenant.trouble = wish.seat, "unseen" if wish.seat else "", ""
         starts = wish.running and not tenant.running and self._phase != "recovering"
         tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
         tenant.birth, tenant.policy = wish.birth, wish.policy
@@ -260,6 +273,18 @@ class House:
         for slot in tenant.crew.values():
             slot.stale |= not tenant.fits(slot)
         self._dirty = True
+
+    def _see_seat(self, tenant: Tenant | None, state: Hold, why: str) -> None:
+        """The device of its seat is as it should be, or is not: then nothing starts there, and what runs may stay."""
+        if tenant is None or tenant.seat is None:
+            return
+        was, tenant.hold, tenant.trouble = tenant.hold, state, why
+        if state == "degraded" and was != state:
+            self._note("tenant.degraded", why, tenant)
+            self._drop_roll(tenant, error("device.degraded", f"the device of tenant {tenant.name!r}: {why}"))
+        elif was == "degraded" and not state:
+            self._note("tenant.recovered", "its device can be used again", tenant)
+        self._dirty |= was != state
 
     def _remove_tenant(self, name: str) -> None:
         tenant = self.tenants.pop(name, None)
@@ -398,7 +423,7 @@ class House:
 
     def _adopt(self, found: on.SlotAdopted) -> None:
         slot = Slot(found.slot, found.state, found.tenant, found.models, None, found.degraded, found.generation)
-        slot.birth = found.birth
+        slot.birth, slot.seat = found.birth, found.seat
         self.slots[slot.id] = slot
         tenant = self.tenants.get(slot.tenant or "")
         self._tell("slot.adopted", found.state + _name_lack(slot, tenant), slot)
@@ -584,7 +609,7 @@ class House:
         if slot is None:
             return False
         self._move(slot, "taken")
-        slot.tenant = tenant.name
+        slot.tenant, slot.seat = tenant.name, tenant.seat
         if kind == "roll" and tenant.roll:
             del self._waiting["roll", tenant.roll.operation]
             slot.models, slot.operation, tenant.roll.slot = tenant.roll.models, tenant.roll.operation, slot.id
@@ -627,7 +652,7 @@ class House:
             return {ORDINARY: 0}
         stock = {ORDINARY: self._limits.pool_size}
         if self._limits.device_stock:
-            births = {tenant.birth for tenant in self.tenants.values() if tenant.birth.device and tenant.is_seated}
+            births = {tenant.birth for tenant in self.tenants.values() if tenant.birth.device and tenant.may_want}
             stock |= dict.fromkeys(births, self._limits.device_stock)
         return stock
 

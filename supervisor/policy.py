@@ -11,6 +11,8 @@ Place = tuple[int, int]
 ModelSet = tuple[Place, ...]
 #: After which deaths a slot is replaced: all, those that were no orderly exit, or none.
 Restart = Literal["permanent", "transient", "temporary"]
+#: Why no slot starts on a tenant's seat: nobody has looked at its device yet, it is degraded or gone; '': it can.
+Hold = Literal["", "unseen", "degraded"]
 
 # The ranges, for configuration and admin API; the database has them as constraints of its own.
 Restarts = Annotated[int, Meta(ge=0, le=10_000)]

@@ -15,6 +15,7 @@ from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.registry import ADMISSION, MODEL_ADMISSION, ModelRow, Registry, TenantRow
 from bedsit.supervisor.slots import Slots
+from bedsit.supervisor.wish import read_wish
 
 #: A deployment that would make the snapshot longer is refused; what is left is for keys, slots and further tenants.
 _ROOM: Final = view.MAX_BYTES - (4 << 20)
@@ -47,12 +48,15 @@ class Publisher:
         self.draining: set[str] = set()
         self._unusual: dict[str, view.TenantState] = {}
         self._tenants: dict[int, msgspec.Raw] = {}
+        #: What tenants take turns on, by their number.
+        self._turns: dict[int, str] = {}
         self._revision = 0
 
     def publish(self) -> None:
         """Tell the router what is. What cannot be written or sent is logged: the rest of the daemon goes on."""
         self.serial += 1
-        self.encoded = view.encode(self._view(), self._encode_tenants())
+        tenants = self._encode_tenants()
+        self.encoded = view.encode(self._view(), tenants)
         try:
             self._send(self.serial, self.encoded)
             write_atomically(self._folders.snapshot, self.encoded, 0o640, self._router_gid)
@@ -73,7 +77,7 @@ class Publisher:
             run_dir=str(self._folders.run),
             tenants=[],
             slots=self._slot_views(),
-            devices=view.gate_box(self._config.parallel),
+            devices=[*view.gate_box(self._config.parallel), *self._device_views()],
             spin_us=self._config.router_spin_us,
         )
 
@@ -87,10 +91,18 @@ class Publisher:
             row = self._registry.find_tenant(number)
             if row is None:
                 self._tenants.pop(number, None)
+                self._turns.pop(number, None)
             else:
                 self._tenants[number] = view.encode_tenant(self._tenant(row))
+                self._turns[number] = _turns_on(row)
         self._revision = self._registry.revision
         return list(self._tenants.values())
+
+    def _device_views(self) -> list[view.DeviceView]:
+        """Everything that somebody takes turns on."""
+        settings = self._config.devices
+        names = sorted({name for name in self._turns.values() if name})
+        return [view.DeviceView(name, turn_ms=settings.turn_ms, hard_ms=settings.hard_ms) for name in names]
 
     def _tenant(self, row: TenantRow) -> view.TenantView:
         keys = [view.KeyView(key.id, key.digest) for key in self._registry.keys(row.number) if key.revoked_at is None]
@@ -103,7 +115,8 @@ class Publisher:
             max_inflight=row.max_inflight,
             run_max_s=row.run_max_s,
             models=[_model(model) for model in self._registry.models(row.number)],
-            **{name: getattr(row, name) for name in ADMISSION},
+            turns_on=_turns_on(row),
+            **{name: getattr(row, name) for name in ADMISSION} | _weigh(row),
         )
 
     def _find_unusual(self) -> dict[str, view.TenantState]:
@@ -135,6 +148,16 @@ class Publisher:
         except (OSError, BedsitError):
             return clock
         return max(last.serial, clock) if last.instance == self._registry.instance else clock
+
+
+def _turns_on(row: TenantRow) -> str:
+    return row.seat.devices[0] if row.seat is not None and row.seat.is_shared else ""
+
+
+def _weigh(row: TenantRow) -> dict[str, int]:
+    """On what tenants take turns on, each is as heavy as the part of it that it has, in thousandths."""
+    request = read_wish(row) if _turns_on(row) else None
+    return {"weight": request.share_milli} if request is not None else {}
 
 
 def _model(row: ModelRow) -> view.ModelView:

@@ -13,6 +13,7 @@ from bedsit.sandbox.jail.context import Profile
 from bedsit.sandbox.nodes import Node
 from bedsit.supervisor.atomic import write_atomically
 from bedsit.supervisor.births import Birth
+from bedsit.supervisor.placement.seating import Seat
 
 VERSION: Final = 2
 #: What msgspec raises for bytes that are no record; its own errors leave out bad UTF-8 and endless nesting.
@@ -48,6 +49,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
     models: tuple[tuple[int, int], ...] = ()
     assigned_at: str | None = None
+    #: Where its tenant sat when it was given to it: taken for as long as it runs.
+    seat: Seat | None = None
 
     @property
     def birth(self) -> Birth:

@@ -36,7 +36,7 @@ from bedsit.sandbox.cgroup import CgroupBackend, detect
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.blank import limit_blank
 from bedsit.supervisor.causes import Cause, classify
-from bedsit.supervisor.cores import limits_of
+from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders
 from bedsit.supervisor.generations import Generations
@@ -71,6 +71,7 @@ class Recovery:
     events: Events
     uids: UidPairs
     slots: Slots
+    cores: Cores
 
     async def adopt_all(self, feed: Callable[[on.Stimulus], None]) -> None:
         """Adopt what can be proven, end everything else, tell the lifecycle through *feed*."""
@@ -118,7 +119,7 @@ class Recovery:
             row = next((row for row in self.registry.tenants() if row.name == record.tenant), None)
             if row is None:
                 raise Stranger(f"its tenant {record.tenant!r} was deleted")
-        limits = limits_of(row) if row else limit_blank(record.birth)
+        limits = self.cores.limits_of(row) if row else limit_blank(record.birth)
         self.backend.renew(slot, record.nodes)
         try:
             says = await self.slots.adopt(record, limits)
@@ -139,6 +140,7 @@ class Recovery:
             degraded=is_degraded(self.slots.inspect(slot)),
             generation=record.generation,
             birth=record.birth,
+            seat=record.seat,
         )
 
     async def _end_stranger(self, slot: str) -> None:
@@ -148,7 +150,7 @@ class Recovery:
     def _classify(self, record: Record, status: int | None) -> Cause:
         """Why a slot ended that nobody watched: its init may know how, its group whether the kernel ended it."""
         row = next((row for row in self.registry.tenants() if row.name == record.tenant), None)
-        limits = limits_of(row) if row else limit_blank(record.birth)
+        limits = self.cores.limits_of(row) if row else limit_blank(record.birth)
         try:
             counts = self.backend.oom_kills(record.slot), self.backend.pids_denied(record.slot)
         except (OSError, BedsitError):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
+
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.snapshot import ServiceClass
 from bedsit.sandbox.jail.context import Profile
@@ -20,6 +22,7 @@ from bedsit.supervisor.atomic import disk_error
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.keys import NewKey
 from bedsit.supervisor.migrations import migrate
+from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.policy import Restart
 
 _COPY: Final = ".copy-"
@@ -28,10 +31,10 @@ _TENANT: Final = (
     "number, name, wanted, isolation, memory_bytes, cpus, pids, arena_bytes, queue_max, max_inflight, sessions_max,"
     " created_at, profile, cpu_weight, cpu_idle, cores, io_bps, weight, service_class, min_share, rate_per_s, burst,"
     " concurrency_max, queue_bytes_max, restart, restarts_max, restart_period_s, quarantine_after, min_slots,"
-    " max_slots, idle_s, run_max_s"
+    " max_slots, idle_s, run_max_s, device, gpu_memory_bytes, gpu_type, near, apart, trusted, seat"
 )
 _MODEL: Final = "number, name, default_version, idempotent, rate_per_s, burst, concurrency_max, queue_max, priority"
-_CPU_IDLE: Final = _TENANT.split(", ").index("cpu_idle")
+_BOOLEAN: Final = tuple(_TENANT.split(", ").index(name) for name in ("cpu_idle", "trusted"))
 #: The columns that say what a tenant may use, which the kernel holds it to.
 LIMITS: Final = ("memory_bytes", "cpus", "pids", "cpu_weight", "cpu_idle", "cores", "io_bps")
 #: The columns that say how its requests are let in and when it is their turn, which the router holds it to.
@@ -57,6 +60,8 @@ PRESENCE: Final = (
     "idle_s",
     "run_max_s",
 )
+#: The columns that say what device it asks for. *near* and *apart* are names with commas between them.
+WISH: Final = ("device", "gpu_memory_bytes", "gpu_type", "near", "apart", "trusted")
 #: The columns that say how requests of a model are let in.
 MODEL_ADMISSION: Final = ("rate_per_s", "burst", "concurrency_max", "queue_max", "priority")
 
@@ -97,6 +102,13 @@ class TenantRow:
     max_slots: int = 1
     idle_s: float = 0.0
     run_max_s: float = 300.0
+    device: str = ""
+    gpu_memory_bytes: int = 0
+    gpu_type: str = ""
+    near: str = ""
+    apart: str = ""
+    trusted: bool = False
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,13 @@ class NewTenant:
     max_slots: int = 1
     idle_s: float = 0.0
     run_max_s: float = 300.0
+    device: str = ""
+    gpu_memory_bytes: int = 0
+    gpu_type: str = ""
+    near: str = ""
+    apart: str = ""
+    trusted: bool = False
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True)
@@ -243,9 +262,17 @@ class Registry:
             raise error("tenant.not_found", f"no tenant {name!r}", "list them with: bedsit tenant list")
         return _read_tenant(row)
 
+    def seated(self) -> list[TenantRow]:
+        """The tenants that have a seat on a device, by name."""
+        return [
+            _read_tenant(row)
+            for row in self._db.execute(f"SELECT {_TENANT} FROM tenants WHERE seat <> '' ORDER BY name")
+        ]
+
     def has_promised(self) -> bool:
-        """Whether any tenant has a guaranteed share."""
-        return bool(self._db.execute("SELECT EXISTS (SELECT 1 FROM tenants WHERE min_share > 0)").fetchone()[0])
+        """Whether any tenant has a guaranteed share of what no device gives it."""
+        query = "SELECT EXISTS (SELECT 1 FROM tenants WHERE min_share > 0 AND device = '')"
+        return bool(self._db.execute(query).fetchone()[0])
 
     def add_tenant(self, new: NewTenant, key: NewKey, at: str) -> TenantRow:
         """Create a tenant with its first key. Raises ``tenant.exists``, and ``limit.impossible`` as ``check_share``."""
@@ -253,8 +280,8 @@ class Registry:
         with self._writing() as db:
             if db.execute("SELECT 1 FROM tenants WHERE name = ?", (new.name,)).fetchone():
                 raise error("tenant.exists", f"tenant {new.name!r} exists already")
-            self.check_share(new.name, new.min_share)
-            fields = {**vars(new), "created_at": at}
+            self.check_share(new)
+            fields = {**vars(new), "created_at": at, "seat": _write_seat(new.seat)}
             names, marks = ", ".join(fields), ", ".join(f":{name}" for name in fields)
             added = db.execute(f"INSERT INTO tenants ({names}) VALUES ({marks})", fields).lastrowid
             db.execute("INSERT INTO keys VALUES (?, ?, 'first', ?, ?, NULL)", (key.id, added, key.digest, at))
@@ -275,21 +302,25 @@ class Registry:
 
     def set_limits(self, wanted: TenantRow) -> None:
         """Change what a tenant may use, do and ask for to what *wanted* says. Raises as ``check_share``."""
-        columns = ("profile", *LIMITS, *ADMISSION, *PRESENCE)
+        columns = ("profile", *LIMITS, *ADMISSION, *PRESENCE, *WISH, "seat")
         check_slots(wanted)
         with self._writing(wanted.number) as db:
-            self.check_share(wanted.name, wanted.min_share)
-            fields = {name: getattr(wanted, name) for name in ("name", *columns)}
+            self.check_share(wanted)
+            fields = {name: getattr(wanted, name) for name in ("name", *columns)} | {"seat": _write_seat(wanted.seat)}
             changes = ", ".join(f"{name} = :{name}" for name in columns)
             db.execute(f"UPDATE tenants SET {changes} WHERE name = :name", fields)
 
-    def check_share(self, name: str, share: float) -> None:
-        """Raises ``limit.impossible`` when all tenants, *name* with this *share*, are promised more than there is.
+    def check_share(self, wanted: TenantRow | NewTenant) -> None:
+        """Raises ``limit.impossible`` when all tenants, this one as it is *wanted*, are promised more than there is.
 
-        A share that does not grow is never refused.
+        A share that does not grow is never refused, and what is promised of a device is placement's business.
         """
-        query = "SELECT coalesce(max(min_share) FILTER (WHERE name = :name), 0), total(min_share) FROM tenants"
-        own, promised = self._db.execute(query, {"name": name}).fetchone()
+        query = (
+            "SELECT coalesce(max(min_share) FILTER (WHERE name = :name), 0), total(min_share) FROM tenants"
+            " WHERE device = ''"
+        )
+        own, promised = self._db.execute(query, {"name": wanted.name}).fetchone()
+        share = 0.0 if wanted.device else wanted.min_share
         if share > own and promised - own + share > SHARES_MAX:
             left = round(max(0.0, 1 - (promised - own)), 6)
             what = f"a guaranteed share of {share:.4g} is more than the other tenants leave, {left:.4g}"
@@ -508,5 +539,11 @@ def sqlite_error(path: Path, e: sqlite3.Error) -> BedsitError:
 
 def _read_tenant(row: tuple[Any, ...]) -> TenantRow:
     fields = list(row)
-    fields[_CPU_IDLE] = bool(fields[_CPU_IDLE])  # SQLite has no truth of its own
+    for index in _BOOLEAN:
+        fields[index] = bool(fields[index])  # SQLite has no truth of its own
+    fields[-1] = msgspec.json.decode(fields[-1], type=Seat) if fields[-1] else None
     return TenantRow(*fields)
+
+
+def _write_seat(seat: Seat | None) -> str:
+    return msgspec.json.encode(seat).decode() if seat else ""

@@ -16,6 +16,10 @@ def judge_roll(tenant: Tenant | None, ask: on.RollAsked, *, is_open: bool) -> Be
     if not tenant.running:
         hint = f"start it with: bedsit tenant start {ask.tenant}"
         return error("tenant.stopped", f"tenant {ask.tenant!r} is stopped", hint)
+    if tenant.hold and ask.models:
+        return error(
+            "device.degraded", f"the device of tenant {ask.tenant!r}: {tenant.trouble}", "see: bedsit device list"
+        )
     if tenant.roll:
         return error("tenant.busy", f"another deployment of tenant {ask.tenant!r} is under way", "try again later")
     return None

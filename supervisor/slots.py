@@ -28,6 +28,7 @@ from bedsit.supervisor.births import ORDINARY, Birth, NeedsOf, know_no_device
 from bedsit.supervisor.blank import await_device, compile_filters, find_device, limit_blank
 from bedsit.supervisor.causes import classify
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.records import Phase, Record
 from bedsit.supervisor.reports import clean_text, read_failure
 from bedsit.supervisor.room import LiveSlot, Room
@@ -47,8 +48,9 @@ _REMOVE_S: Final = 0.01
 class Slots:
     """All slots that run.
 
-    *feed* hears what becomes of them, *progress* what their workers say while they load, and *refused* the numbers of
-    system calls that are on no list. *needs_of* knows what a device takes.
+    *feed* hears what becomes of them, *progress* what their workers say while they load, *refused* the numbers of
+    system calls that are on no list, and *ended* what one had used when nothing ran in it any more. *needs_of* knows
+    what a device takes.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Slots:
         feed: Callable[[on.Stimulus], None],
         progress: Callable[[str, str], None],
         refused: Callable[[Record, int], None] = lambda _record, _number: None,
+        ended: Callable[[Record, Stats | None], None] = lambda _record, _stats: None,
         needs_of: NeedsOf = know_no_device,
     ) -> None:
         self._room = room
         self._needs_of = needs_of
         self._refused = refused
+        self._ended_with = ended
         self._feed = feed
         self._progress = progress
         self._builds: dict[str, asyncio.Task[None]] = {}
@@ -309,9 +313,14 @@ class Slots:
     # -- assigning ----------------------------------------------------------------------------------------------------
 
     def assign(
-        self, slot: str, assignment: Assignment, limits: Limits, open_artifacts: Sequence[Callable[[], int]]
+        self,
+        slot: str,
+        assignment: Assignment,
+        limits: Limits,
+        open_artifacts: Sequence[Callable[[], int]],
+        seat: Seat | None = None,
     ) -> None:
-        """Give a blank slot to a tenant; ModelsLoaded, LoadFailed or SlotDied follows."""
+        """Give a blank slot to a tenant, which sits there; ModelsLoaded, LoadFailed or SlotDied follows."""
         live = self.live[slot]
         models = tuple((model.number, model.version) for model in assignment.models)
         try:
@@ -324,7 +333,7 @@ class Slots:
                 live.assigned_s = time.monotonic()
                 now = self._room.now()
                 live.record = msgspec.structs.replace(
-                    live.record, tenant=assignment.tenant, models=models, assigned_at=now
+                    live.record, tenant=assignment.tenant, models=models, assigned_at=now, seat=seat
                 )
                 self._save(live, "assigning")
                 message = {
@@ -407,7 +416,7 @@ class Slots:
             self._feed(on.SlotGone(slot))
 
     def _gone(self, slot: str) -> None:
-        del self.ending[slot]
+        self._ended_with(self.ending.pop(slot), self.stats(slot))
         self._feed(on.SlotGone(slot))
 
     async def _clear(self, slot: str, init_uid: int | None, empty: Callable[[], None] = lambda: None) -> None:

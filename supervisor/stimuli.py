@@ -7,7 +7,8 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
-from bedsit.supervisor.policy import USUAL, ModelSet, Place, Policy
+from bedsit.supervisor.placement.seating import Seat
+from bedsit.supervisor.policy import USUAL, Hold, ModelSet, Place, Policy
 
 TimerKind = Literal[
     "drain", "healthy", "lasting", "load", "lost", "period", "pool", "restart", "roll", "room", "settled", "zygote"
@@ -44,10 +45,7 @@ class ZygoteDown:
 
 @dataclass(frozen=True)
 class TenantSet:
-    """What the operator wants of a tenant now. From the registry, after it was written down.
-
-    *device* is the id of the slice of a GPU that it sits on; empty where it sits on none.
-    """
+    """What the operator wants of a tenant now. From the registry, after it was written down."""
 
     tenant: str
     running: bool
@@ -56,12 +54,21 @@ class TenantSet:
     profile: Profile = "standard"
     policy: Policy = USUAL
     model_bytes: int = 0
-    device: str = ""
+    seat: Seat | None = None
 
     @property
     def birth(self) -> Birth:
         """What its slots are born as."""
-        return Birth(self.profile, self.device)
+        return Birth(self.profile, self.seat.device if self.seat else "")
+
+
+@dataclass(frozen=True)
+class SeatSeen:
+    """Whether slots can start on a tenant's seat now, and why not. From the usher, after a look at the devices."""
+
+    tenant: str
+    state: Hold
+    why: str
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class SlotAdopted:
     degraded: bool
     generation: int
     birth: Birth = ORDINARY
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True)
@@ -200,11 +208,12 @@ class SlotLost:
 
 @dataclass(frozen=True)
 class SlotHung:
-    """A call has run for longer than the tenant may. From the router: may be wrong."""
+    """A call has run for longer than the tenant may, or *overran* its turn. From the router: may be wrong."""
 
     slot: str
     blame: Place | None
     text: str
+    overran: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,7 @@ Stimulus = (
     | ZygoteUp
     | ZygoteDown
     | TenantSet
+    | SeatSeen
     | TenantGone
     | TenantWanted
     | TenantIdle

@@ -7,13 +7,14 @@ from typing import Final, Literal
 
 from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
-from bedsit.supervisor.policy import USUAL, ModelSet, Place, Policy
+from bedsit.supervisor.placement.seating import Seat
+from bedsit.supervisor.policy import USUAL, Hold, ModelSet, Place, Policy
 from bedsit.supervisor.transitions import SlotState
 
 _FIRST_DELAY_S: Final = 0.5
 _MAX_DELAY_S: Final = 30.0
 
-TenantState = Literal["running", "starting", "parked", "stopped", "failed", "empty"]
+TenantState = Literal["running", "starting", "parked", "stopped", "failed", "degraded", "empty"]
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Slot:
     settled: bool = False
     blame: Place | None = None
     is_unexplained: bool = False
+    seat: Seat | None = None
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Tenant:
 
     *resting*: a restart waits for its timer. *given_up*: nothing is tried until its operator says so. *deaths* are
     those of the running period, *failures* those since it served well; *blames* says what ran then. *slot_bytes*: what
-    a slot of it is known to take. *birth*: what its slots have to be born as.
+    a slot of it is known to take. *birth*: what its slots have to be born as. *hold*: no slot of it starts, because of
+    its *seat*; *trouble* says why.
     """
 
     name: str
@@ -76,28 +79,31 @@ class Tenant:
     resting: bool = False
     given_up: bool = False
     cause: Cause | None = None
+    seat: Seat | None = None
+    hold: Hold = ""
+    trouble: str = ""
 
     @property
     def wanted(self) -> int:
-        """How many slots it should have now; what still serves of one that is given up may stay."""
+        """How many slots it should have now; what still serves of one that gets no more may stay."""
         if not self.running or not self.models:
             return 0
-        return min(self.target, len(self.crew)) if self.given_up else self.target
+        return min(self.target, len(self.crew)) if self.given_up or self.hold else self.target
 
     @property
-    def is_seated(self) -> bool:
+    def may_want(self) -> bool:
         """Whether it may need a slot at any time, also while it has none."""
-        return self.running and bool(self.models)
+        return self.running and bool(self.models) and not self.hold
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has no slot, and none is tried until its operator says so."""
-        return self.given_up and self.running and not self.crew
+        """Whether it has no slot, and none is tried until its operator says so, or its device is well again."""
+        return (self.given_up or self.hold == "degraded") and self.running and not self.crew
 
     @property
     def missing(self) -> int:
         """How many slots have to be made for it now."""
-        return 0 if self.resting or self.given_up else max(0, self.wanted - len(self.fresh))
+        return 0 if self.resting or self.given_up or self.hold else max(0, self.wanted - len(self.fresh))
 
     @property
     def fresh(self) -> Sequence[Slot]:
@@ -139,7 +145,7 @@ class Tenant:
 
     def fits(self, slot: Slot) -> bool:
         """Whether the tenant's slot is what its operator wants now."""
-        return slot.models == self.models and slot.birth == self.birth
+        return (slot.models, slot.birth, slot.seat) == (self.models, self.birth, self.seat)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bedsit.supervisor.placement.box import Box, Card
 from bedsit.supervisor.placement.profiles import TABLES
 from bedsit.supervisor.placement.request import Request, parse_request
 from bedsit.supervisor.placement.rules import USUAL
+from bedsit.supervisor.placement.seating import Card, Node, Seating
 
 _SEED: Final = 20261127
 _CUSTOMERS: Final = 1200
@@ -116,7 +116,7 @@ MIXES: Final = {
 }
 
 
-def read_asks(name: str) -> tuple[Box, Sequence[Coming]]:
+def read_asks(name: str) -> tuple[Seating, Sequence[Coming]]:
     """The box and the customers of a recorded trace, in order."""
     return parse_asks((Path(__file__).parent / f"asks_{name}.txt").read_text().splitlines())
 
@@ -140,10 +140,10 @@ def draw_asks(mix: Mix, seed: int, customers: int) -> Iterator[str]:
         yield f"{at_s:.1f} {stay_s:.1f} {' '.join(map(str, numbers))}"
 
 
-def parse_asks(lines: Sequence[str]) -> tuple[Box, Sequence[Coming]]:
+def parse_asks(lines: Sequence[str]) -> tuple[Seating, Sequence[Coming]]:
     """What such lines say."""
     cards: list[Card] = []
-    nodes: list[tuple[int, ...]] = []
+    nodes: list[Node] = []
     asks: dict[str, Request] = {}
     comings: list[Coming] = []
     for line in lines:
@@ -153,14 +153,15 @@ def parse_asks(lines: Sequence[str]) -> tuple[Box, Sequence[Coming]]:
             memory_bytes = table.profiles[-1].memory_bytes
             cards.append(Card(f"gpu{len(cards)}", rest, memory_bytes, table if word == "cut" else None))
         elif word == "node":
-            nodes.append(tuple(range(100 * len(nodes), 100 * len(nodes) + int(rest))))
+            first = 100 * len(nodes)
+            nodes.append(Node(f"node{len(nodes)}", tuple(range(first, first + int(rest)))))
         elif word == "ask":
             number, _, text = rest.partition(" ")
             asks[number] = parse_ask(text)
         elif word != "#":
             stay, *numbers = rest.split()
             comings.append(Coming(float(word), float(stay), tuple(asks[number] for number in numbers)))
-    return Box(tuple(cards), tuple(nodes)), comings
+    return Seating(tuple(cards), tuple(nodes)), comings
 
 
 def parse_ask(text: str) -> Request:
@@ -176,7 +177,7 @@ def parse_ask(text: str) -> Request:
     return parse_request(device, trusted=device.startswith("gpu:"), **read)
 
 
-def measure_ask(box: Box, request: Request) -> float:
+def measure_ask(box: Seating, request: Request) -> float:
     """How many GPUs of the box a request is; of cores none."""
     if request.kind == "mig":
         tables = [card.table for card in box.cards if card.table is not None]

@@ -17,6 +17,7 @@ import torch
 from bedsit.ipc.errors import error
 from bedsit.ipc.manifest import FILE_NAME, Manifest, check_relative_path, parse_manifest
 from bedsit.sandbox.worker.rooms import Rooms
+from bedsit.sandbox.worker.turns import Turns
 from bedsit.sandbox.worker.weights import map_safetensors
 
 _MAX_MEMBERS: Final = 4096
@@ -35,6 +36,7 @@ class Bundle:
         self.manifest = manifest
         self.rooms = Rooms(manifest.outputs)
         self.weights_were_asked_for = False
+        self.turns: Turns | None = None  # from when the worker serves
         self._fd = fd
         self._weights = weights
 
@@ -44,6 +46,15 @@ class Bundle:
         It lies in the caller's own memory where there is room for that shape, else it is a new tensor.
         """
         return self.rooms.output(name, shape, dtype)
+
+    def yield_point(self) -> None:
+        """Let others have their turn, where tenants take turns on this device and it is theirs; else nothing happens.
+
+        To be called between the steps of long work: a call that keeps a shared device for longer than its operator
+        allows is ended. Raises ``request.cancelled`` when nobody waits for the result any more.
+        """
+        if self.turns is not None:
+            self.turns.yield_point()
 
     def load_weights(self, file: str | None = None) -> dict[str, torch.Tensor]:
         """The tensors of a weights file by name (*file* may be left out when there is one). Mapped, not copied.

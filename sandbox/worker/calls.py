@@ -20,6 +20,7 @@ from bedsit.sandbox.worker.lanes import Order
 from bedsit.sandbox.worker.runners import Runner
 from bedsit.sandbox.worker.stack import Stack
 from bedsit.sandbox.worker.tensors import Inline, Place, find_places, tensor_at, view, write_to_regions
+from bedsit.sandbox.worker.turns import Turns
 
 Models = Mapping[tuple[int, int], Runner]
 
@@ -61,15 +62,19 @@ class _Model:
 
 
 class Calls:
-    """Runs requests on *models*, with the arenas that this worker has mapped."""
+    """Runs requests on *models*, with the arenas that this worker has mapped, when it is its turn."""
 
-    def __init__(self, models: Models, arenas: ArenaTable) -> None:
+    def __init__(self, models: Models, arenas: ArenaTable, turns: Turns) -> None:
+        self._turns = turns
         self._models = {key: _Model(runner) for key, runner in models.items()}
         self._find_arena = arenas.find
         self._plans: dict[tuple[int, int, int, int, bytes], _Plan] = {}
 
     def answer(self, orders: Sequence[Order], is_cancelled: Callable[[Order], bool]) -> None:
-        """Answer all of a batch. Its requests are for one model; the router sees to that."""
+        """Answer all of a batch when it is its turn. Its requests are for one model; the router sees to that.
+
+        They are read before, so that nothing is left to do but to run when the turn begins.
+        """
         calls = []
         for order in orders:
             try:
@@ -78,9 +83,11 @@ class Calls:
                 calls.append(self._prepare(order))
             except Exception as e:  # noqa: BLE001 - what is wrong with a packet is its sender's error, whatever it is
                 _refuse(order, e)
+        if not calls or not self._turns.begin():
+            return  # nothing is left, or there is another router, which knows nothing of these
         if len(calls) == 1:
             _run_one(*calls[0])
-        elif calls:
+        else:
             _run_many(calls)
 
     def _prepare(self, order: Order) -> _Call:

@@ -24,7 +24,7 @@ def wake_device(control: socket.socket) -> None:
             torch.zeros(1, device="cuda")
             torch.cuda.synchronize()
     except Exception as e:  # noqa: BLE001 - whatever a driver says against it is told, and ends the slot
-        text = f"device.unusable\nCUDA does not start: {e}".encode(errors="replace")
+        text = f"device.degraded\nCUDA does not start: {e}".encode(errors="replace")
         control.send(encode_report(Report.FAILED, 0, text))
         return
     control.send(encode_report(Report.READY))

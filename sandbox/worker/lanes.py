@@ -67,7 +67,7 @@ class Lanes:
         batch: list[Order] = []
         while not batch or batch[-1].fields[5]:  # packets of the same batch that follow
             while (order := self._next(batch)) is None:
-                if self._fetch():
+                if self.hear():
                     batch = []  # another router: what the last one sent is of no use
             batch.append(order)
         return batch
@@ -90,7 +90,7 @@ class Lanes:
                 return order
         return None
 
-    def _fetch(self) -> bool:
+    def hear(self) -> bool:
         """Take what is there, or wait for something; True when the router went away and another one is there."""
         if self._zmq is None:
             return self._receive(0) is None
@@ -111,6 +111,10 @@ class Lanes:
             self._take(bytearray(packet), self._reply_zmq)
         while len(self._inbox) < _FETCHED and self._receive(_DONTWAIT):
             pass
+
+    def tell_yield(self, epoch: int) -> None:
+        """The turn of that epoch is over, and its batch is not."""
+        self._reply(encode_note(Note(Word.YIELD, 0, epoch)))
 
     def _receive(self, flags: int) -> bool | None:
         """Take one packet off the connection. False when there was none, None when the router went away."""

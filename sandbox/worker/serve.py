@@ -14,7 +14,9 @@ from typing import Final, NoReturn
 
 import torch
 
+from bedsit.ipc import leasepage
 from bedsit.ipc.errors import error
+from bedsit.ipc.leasepage import LeaseView
 from bedsit.ipc.seqpacket import recv_bytes
 from bedsit.ipc.slot import Assignment, Report, decode_assignment, encode_report
 from bedsit.sandbox.worker.arenas import ArenaTable
@@ -23,6 +25,7 @@ from bedsit.sandbox.worker.calls import Calls, as_failure
 from bedsit.sandbox.worker.device import wake_device
 from bedsit.sandbox.worker.lanes import Lanes
 from bedsit.sandbox.worker.runners import Runner, load_runner
+from bedsit.sandbox.worker.turns import Turns
 
 RUN_DIR: Final = "/run/slot"
 BUNDLES: Final = Path("/bundle")
@@ -89,7 +92,10 @@ def _load_all(control: socket.socket, assignment: Assignment, fds: list[int], bu
 def _serve(control: socket.socket, models: Models, run_dir: str) -> NoReturn:
     arenas = ArenaTable()
     lanes = Lanes(run_dir, arenas)
-    calls = Calls(models, arenas)
+    turns = Turns(_open_lease(run_dir), lanes.hear, lanes.tell_yield)
+    for runner in models.values():
+        runner.bundle.turns = turns
+    calls = Calls(models, arenas, turns)
     control.send(encode_report(Report.SERVING))
     look = False
     while True:
@@ -97,3 +103,11 @@ def _serve(control: socket.socket, models: Models, run_dir: str) -> NoReturn:
         began_ns = time.monotonic_ns()
         calls.answer(orders, lanes.is_cancelled)
         look = time.monotonic_ns() - began_ns > _LONG_NS
+
+
+def _open_lease(run_dir: str) -> LeaseView:
+    """The page that the router made before it listened; a worker that has none takes no turns."""
+    try:
+        return LeaseView.open(f"{run_dir}/{leasepage.NAME}")
+    except (OSError, ValueError):
+        return LeaseView.free()

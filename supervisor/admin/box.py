@@ -53,7 +53,7 @@ async def status(desk: Desk, request: schema.Status, _call: Call) -> dict[str, A
             "pid": desk.control.router_pid,
             "version": desk.control.router_version,
         },
-        "devices": devices.summarise(desk.devices.box),
+        "devices": devices.summarise(desk),
         "walls": _worst_walls(desk),
         "tenants": [tenants.view(desk, row) for row in desk.registry.tenants()],
         "events_lost": desk.events.lost,

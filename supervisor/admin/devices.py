@@ -5,6 +5,7 @@ from typing import Any, Final
 from bedsit.ipc.errors import error
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
+from bedsit.supervisor.admin.seats import occupy
 from bedsit.supervisor.desk import Desk
 from bedsit.supervisor.devices.model import Box, Gpu, Slice, Trouble
 
@@ -16,7 +17,9 @@ async def list_all(desk: Desk, _request: schema.DeviceList, _call: Call) -> dict
     """What can be handed out, GPUs first; and GPUs of which nothing can be. *trouble*: why there are none."""
     is_looked_at = await desk.devices.wait_looked(_FIRST_LOOK_S)
     box = desk.devices.box
-    return {"devices": _rows(box), "driver": box.driver, "looked": is_looked_at, "trouble": _trouble(box.trouble)}
+    seated = occupy(desk, box)
+    rows = [row | seated.get(row["id"], {}) for row in _rows(box)]
+    return {"devices": rows, "driver": box.driver, "looked": is_looked_at, "trouble": _trouble(box.trouble)}
 
 
 async def show(desk: Desk, request: schema.DeviceShow, _call: Call) -> dict[str, Any]:
@@ -27,18 +30,24 @@ async def show(desk: Desk, request: schema.DeviceShow, _call: Call) -> dict[str,
     gpu = next((gpu for gpu in box.gpus if name == gpu.uuid or any(name == part.id for part in gpu.slices)), None)
     part = next((part for part in box.slices if part.id == name), None)
     row = _row(part) if part is not None else _bare_row(gpu) if gpu is not None else {}
-    return {**row, "gpu_details": _gpu(gpu) if gpu is not None else None}
+    return {**row, **occupy(desk, box).get(name, {}), "gpu_details": _gpu(gpu) if gpu is not None else None}
 
 
-def summarise(box: Box) -> dict[str, Any]:
+def summarise(desk: Desk) -> dict[str, Any]:
     """The numbers for ``status``."""
+    box = desk.devices.box
+    seated = [desk.house.tenants[row.name] for row in desk.registry.seated()]
     broken = []
     for gpu in box.gpus:  # a GPU that fails is named, and not all of its parts
         broken += [gpu.uuid] if gpu.trouble else [part.id for part in gpu.slices if part.trouble]
+    broken += [part.id for part in box.shared if part.trouble]
     return {
         "gpus": len(box.gpus),
         "mig": sum(part.kind == "mig" for part in box.slices),
-        "cores": sum(len(part.cores) for part in box.cpus),
+        "cores": sum(len(part.cores) for part in (*box.shared, *box.cpus)),
+        "shared": sorted(part.id for part in box.shared),
+        "seats": len(seated),
+        "seats_degraded": [tenant.name for tenant in seated if tenant.hold == "degraded"],
         "degraded": broken,
         "driver": box.driver,
         "trouble": _trouble(box.trouble),
@@ -49,7 +58,7 @@ def _rows(box: Box) -> list[dict[str, Any]]:
     rows = []
     for gpu in box.gpus:
         rows += [_row(part) for part in gpu.slices] or [_bare_row(gpu)]
-    return rows + [_row(part) for part in box.cpus]
+    return rows + [_row(part) for part in (*box.shared, *box.cpus)]
 
 
 def _find(name: str, box: Box) -> str:

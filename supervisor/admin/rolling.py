@@ -8,6 +8,7 @@ from bedsit.supervisor.desk import Desk
 from bedsit.supervisor.operations import Manifests
 from bedsit.supervisor.policy import ModelSet
 from bedsit.supervisor.registry import TenantRow
+from bedsit.supervisor.usher import FIRST_LOOK_S
 
 
 async def roll(
@@ -22,6 +23,7 @@ async def roll(
 
     *commit* writes it down. *timeout_s* None: as long as the configuration says.
     """
+    await desk.wait_until(lambda: _is_seen(desk, row.name), FIRST_LOOK_S)
     operation = desk.operations.open(commit, call.progress)
     try:
         within_s = timeout_s or desk.config.load_timeout_s
@@ -31,3 +33,9 @@ async def roll(
             raise refused
     finally:
         desk.operations.close(operation)
+
+
+def _is_seen(desk: Desk, name: str) -> bool:
+    """Whether the device of its seat was looked at since this daemon came up."""
+    tenant = desk.house.tenants.get(name)
+    return tenant is None or tenant.hold != "unseen"

@@ -20,6 +20,7 @@ from bedsit.supervisor.admission import (
     Share,
     Weight,
 )
+from bedsit.supervisor.ledger import By
 from bedsit.supervisor.policy import Deaths, FewestSlots, Idle, MostSlots, Period, Restart, Restarts, Run
 
 VERSION = 1
@@ -38,6 +39,13 @@ Bandwidth = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Version = Annotated[int, msgspec.Meta(ge=1)]
 DeviceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")]
+Device = Annotated[str, msgspec.Meta(max_length=64)]
+GpuMemory = Annotated[int, msgspec.Meta(ge=0, le=1 << 44)]
+GpuName = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{1,2}|GPU-[0-9a-f-]{0,36})\Z")]
+GpuType = Annotated[str, msgspec.Meta(max_length=64)]
+Names = Annotated[str, msgspec.Meta(max_length=2048, pattern=r"^([a-z][a-z0-9-]{0,30}(,[a-z][a-z0-9-]{0,30})*)?\Z")]
+Token = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Hours = Annotated[float, msgspec.Meta(ge=0, le=24 * 400)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 #: What an argument takes, where msgspec would name a type or a pattern. An operation's own words are after its name.
@@ -45,6 +53,8 @@ _WORDS = {
     "memory_bytes": "more than 0 bytes",
     "cpus": "0.01 to 4096",
     "pids": "4 to 4194304",
+    "gpu": "the beginning of a GPU's UUID, or its index",
+    "token": "the word that device.partition.plan gave",
     "cpu_weight": "1 to 10000",
     "cores": "a list like 0-3,6, or all",
     "weight": "1 to 10000",
@@ -65,6 +75,11 @@ _WORDS = {
     "min_slots": "0 to 1024",
     "max_slots": "1 to 1024",
     "idle_s": "0 to 31536000 seconds, 0 for never",
+    "device": "mig:PROFILE, gpu, gpu:SHARE, cpu:CORES, core:SHARE, or nothing",
+    "gpu_memory_bytes": "0 to 16 TiB, 0 for what the device gives",
+    "gpu_type": "words of a GPU's name",
+    "near": "names of tenants with commas between them",
+    "apart": "names of tenants with commas between them",
     "run_max_s": "0 to 86400 seconds, 0 for no limit",
 }
 
@@ -73,7 +88,18 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Arguments of one operation."""
 
 
-class _Limits(_Request, frozen=True, kw_only=True):
+class _Wish(_Request, frozen=True, kw_only=True):
+    """What device it asks for. "" takes back what was said."""
+
+    device: Device | None = None
+    gpu_memory_bytes: GpuMemory | None = None
+    gpu_type: GpuType | None = None
+    near: Names | None = None
+    apart: Names | None = None
+    trusted: bool | None = None
+
+
+class _Limits(_Wish, frozen=True, kw_only=True):
     """What a tenant may use, which the kernel holds it to, and how its requests are let in, which the router does."""
 
     memory_bytes: Bytes | None = None
@@ -131,10 +157,18 @@ class TenantShow(_Request, frozen=True, tag="tenant.show"):
 
 
 class TenantSet(_Limits, frozen=True, tag="tenant.set"):
-    """Other limits, at once; another profile, with fresh slots."""
+    """Other limits, at once; another profile or device, with fresh slots."""
 
     name: TenantName
     profile: Profile | None = None
+
+
+class TenantExplain(_Wish, frozen=True, tag="tenant.explain"):
+    """Why a tenant sits where it does, or what a wish would come to; of a new tenant where there is no name."""
+
+    name: TenantName | None = None
+    service_class: ServiceClass | None = None
+    min_share: Share | None = None
 
 
 class TenantStop(_Request, frozen=True, tag="tenant.stop"):
@@ -247,6 +281,14 @@ class ModelDelete(_Request, frozen=True, tag="model.delete"):
     version: Version | None = None
 
 
+class UsageList(_Request, frozen=True, tag="usage.list"):
+    """What was used in the last *hours*."""
+
+    by: By = "tenant"
+    hours: Hours = 24.0
+    tenant: TenantName | None = None
+
+
 class DeviceList(_Request, frozen=True, tag="device.list"):
     """All devices."""
 
@@ -255,6 +297,19 @@ class DeviceShow(_Request, frozen=True, tag="device.show"):
     """One device, by its name or the beginning of it."""
 
     name: DeviceName
+
+
+class PartitionPlan(_Request, frozen=True, tag="device.partition.plan"):
+    """What would be done to cut all declared GPUs as declared, or one."""
+
+    gpu: GpuName | None = None
+
+
+class PartitionApply(_Request, frozen=True, tag="device.partition.apply"):
+    """Do it, if it is still what *token* stands for."""
+
+    token: Token
+    gpu: GpuName | None = None
 
 
 class Ps(_Request, frozen=True, tag="ps"):
@@ -286,9 +341,10 @@ class Down(_Request, frozen=True, tag="down"):
 
 
 Request = Union[  # noqa: UP007 - get_args below needs the typing form
-    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantStop, TenantStart, TenantRestart, TenantDrain,
-    TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList, ModelShow, ModelSet, ModelRelease,
-    ModelDelete, DeviceList, DeviceShow, Ps, EventsAsked, LogsAsked, Backup, Down,
+    Ping, Status, TenantCreate, TenantList, TenantShow, TenantSet, TenantExplain, TenantStop, TenantStart,
+    TenantRestart, TenantDrain, TenantPark, TenantDelete, KeyCreate, KeyList, KeyRevoke, ModelDeploy, ModelList,
+    ModelShow, ModelSet, ModelRelease, ModelDelete, DeviceList, DeviceShow, UsageList, PartitionPlan,
+    PartitionApply, Ps, EventsAsked, LogsAsked, Backup, Down,
 ]  # fmt: skip
 
 

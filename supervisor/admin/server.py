@@ -11,7 +11,19 @@ from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.ipc.seqpacket import refuse_descriptors
-from bedsit.supervisor.admin import backup, box, devices, keys, models, schema, streams, tenants
+from bedsit.supervisor.admin import (
+    backup,
+    box,
+    devices,
+    explain,
+    keys,
+    models,
+    partitions,
+    schema,
+    streams,
+    tenants,
+    usage,
+)
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.control import peer_of
 from bedsit.supervisor.desk import Desk
@@ -28,6 +40,7 @@ _HANDLERS: Final[Mapping[type, Handler]] = {
     schema.TenantList: tenants.list_all,
     schema.TenantShow: tenants.show,
     schema.TenantSet: tenants.set_limits,
+    schema.TenantExplain: explain.explain,
     schema.TenantStop: tenants.stop,
     schema.TenantStart: tenants.start,
     schema.TenantRestart: tenants.restart,
@@ -44,7 +57,10 @@ _HANDLERS: Final[Mapping[type, Handler]] = {
     schema.ModelRelease: models.release,
     schema.ModelDelete: models.delete,
     schema.DeviceList: devices.list_all,
+    schema.UsageList: usage.list_all,
     schema.DeviceShow: devices.show,
+    schema.PartitionPlan: partitions.look,
+    schema.PartitionApply: partitions.apply,
     schema.EventsAsked: streams.events,
     schema.LogsAsked: streams.logs,
     schema.Backup: backup.backup,

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,17 +9,17 @@ import msgspec
 
 from bedsit.ipc.errors import error
 from bedsit.supervisor import stimuli as on
-from bedsit.supervisor.admin import schema
+from bedsit.supervisor.admin import schema, seats
 from bedsit.supervisor.admin.call import Call
 from bedsit.supervisor.admin.rolling import roll
 from bedsit.supervisor.config import TenantDefaults
 from bedsit.supervisor.control import Traffic
-from bedsit.supervisor.cores import limits_of
 from bedsit.supervisor.desk import Desk, now_text, wish_of
 from bedsit.supervisor.keys import make_key
 from bedsit.supervisor.operations import Manifests
-from bedsit.supervisor.registry import ADMISSION, LIMITS, PRESENCE, NewTenant, TenantRow
+from bedsit.supervisor.registry import ADMISSION, LIMITS, PRESENCE, WISH, NewTenant, TenantRow
 from bedsit.supervisor.tenantlogs import remove_logs
+from bedsit.supervisor.usher import Row
 
 #: How long a new box may take to measure what a blank slot needs.
 _FLOOR_S: Final = 10.0
@@ -34,10 +33,13 @@ async def create(desk: Desk, request: schema.TenantCreate, _call: Call) -> dict[
     """A new tenant; its first key's secret is in this answer and nowhere else."""
     usual = msgspec.structs.asdict(desk.config.tenant)
     new = NewTenant(name=request.name, isolation=request.isolation, profile=request.profile, **usual)
-    new = replace(new, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE)))
+    new = replace(new, **seats.said(request, (*LIMITS, *ADMISSION, *PRESENCE, *WISH)))
     await _check_floor(desk, new.memory_bytes)
-    desk.room.backend.check(limits_of(new))
     async with desk.locks[request.name]:
+        await desk.usher.read(new)
+        new = _follow(desk.usher.seat(new), request)
+        desk.cores.check(new)
+        desk.room.backend.check(desk.cores.limits_of(new))
         key = make_key()
         row = desk.registry.add_tenant(new, key, now_text())
         desk.events.add("tenant.created", _describe(row), row.name)
@@ -63,19 +65,28 @@ async def show(desk: Desk, request: schema.TenantShow, _call: Call) -> dict[str,
 async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict[str, Any]:
     """Other limits, on running slots and in the router at once; all of them or none.
 
-    Another profile takes fresh slots, each there before the one that it replaces goes. Raises ``limit.impossible`` when
-    more than the box would be promised, or for more slots at least than at most.
+    Another profile or seat takes fresh slots, each there before the one that it replaces goes. Raises ``device.full``
+    where no seat is left, ``device.invalid``, and ``limit.impossible`` when more than the box would be promised, or for
+    more slots at least than at most.
     """
     async with desk.locks[request.name]:
         old = desk.registry.tenant(request.name)
-        wanted = replace(old, **_said(request, (*LIMITS, *ADMISSION, *PRESENCE, "profile")))
-        limits = limits_of(wanted)
-        slots: list[str] = []
-        if _said(request, (*LIMITS, "service_class", "min_share")):  # the kernel need not hear of what the router does
+        wanted = seats.wish_anew(
+            replace(old, **seats.said(request, (*LIMITS, *ADMISSION, *PRESENCE, *WISH, "profile"))), request
+        )
+        is_told = bool(seats.said(request, (*LIMITS, "service_class", "min_share", "device")))
+        if is_told:
             await _check_floor(desk, wanted.memory_bytes)
+        await desk.usher.read(wanted)
+        wanted = _follow(desk.usher.seat(wanted, old), request)
+        limits = desk.cores.limits_of(wanted)
+        slots: list[str] = []
+        if is_told or wanted.seat != old.seat:  # the kernel need not hear of what the router does
+            if request.cores is not None:
+                desk.cores.check(wanted)
             desk.room.backend.check(limits)
             slots = [s.id for s in desk.house.slots.values() if s.tenant == old.name and s.id in desk.slots.live]
-        desk.registry.check_share(old.name, wanted.min_share)  # before the kernel, which may not take back what it took
+        desk.registry.check_share(wanted)  # before the kernel, which may not take back what it took
         done: list[str] = []
         try:
             for slot in slots:
@@ -84,14 +95,16 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
             desk.registry.set_limits(wanted)
         except BaseException:
             for slot in done:
-                desk.slots.set_limits(slot, limits_of(old))
+                desk.slots.set_limits(slot, desk.cores.limits_of(old))
             desk.publish()  # its weight beside the others
             raise
         row = desk.registry.tenant(old.name)
         desk.events.add("tenant.changed", _describe(row), row.name)
         if row.profile != old.profile:
             desk.events.add("tenant.changed", f"profile {row.profile}", row.name)
-        if any(getattr(row, name) != getattr(old, name) for name in ("profile", *PRESENCE)):
+        if row.seat != old.seat:
+            desk.events.add("tenant.changed", f"sits on {row.seat or 'no device'}", row.name)
+        if any(getattr(row, name) != getattr(old, name) for name in ("profile", *PRESENCE, "seat")):
             desk.tell_house(row)
         desk.publish()
         await desk.settle()
@@ -216,6 +229,7 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
         "number": row.number,
         "state": desk.house.tenant_state(row.name),
         "limits": {name: getattr(row, name) for name in (*LIMITS, *ADMISSION, *PRESENCE)},
+        **seats.view(desk, row),
         "isolation": row.isolation,
         "profile": row.profile,
         "slot": first,
@@ -235,9 +249,11 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
     }
 
 
-def _said(request: schema.TenantCreate | schema.TenantSet, names: Iterable[str]) -> dict[str, Any]:
-    """Those of *names* that the request says something about."""
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+def _follow(row: Row, request: schema.TenantCreate | schema.TenantSet) -> Row:
+    """The tenant with as much processor time as the cores that it asked for can give, where nobody said how much."""
+    if row.seat is None or not row.seat.cores or request.device is None or request.cpus is not None:
+        return row
+    return replace(row, cpus=float(len(row.seat.cores)))
 
 
 def _describe(row: TenantRow) -> str:
@@ -245,6 +261,7 @@ def _describe(row: TenantRow) -> str:
     words = [f"memory {row.memory_bytes // _MIB} MiB", f"{row.cpus:g} cpus", f"{row.pids} pids"]
     words += ["idle"] if row.cpu_idle else []
     words += [f"cpu weight {row.cpu_weight}"] if row.cpu_weight != NewTenant.cpu_weight else []
+    words += [f"device {row.device}"] if row.device else []
     words += [f"cores {row.cores}"] if row.cores != NewTenant.cores else []
     words += [f"{row.io_bps / _MIB:g} MiB/s of each disk"] if row.io_bps else []
     words += [row.service_class] if row.service_class != NewTenant.service_class else []
@@ -276,7 +293,10 @@ async def _check_floor(desk: Desk, memory_bytes: int) -> None:
 
 
 async def _wait_up(desk: Desk, name: str) -> None:
-    """Wait until the tenant serves, or has no reason to. Raises ``worker.crashed``, ``deadline.exceeded``."""
+    """Wait until the tenant serves, or has no reason to.
+
+    Raises ``worker.crashed``, ``device.degraded``, ``deadline.exceeded``.
+    """
 
     def is_up() -> bool:
         return name not in desk.house.tenants or desk.house.tenant_state(name) != "starting"
@@ -285,6 +305,9 @@ async def _wait_up(desk: Desk, name: str) -> None:
         tenant = desk.house.tenants[name]
         why, hint = ("", "see: bedsit events") if tenant.crew else desk.house.explain_wait(tenant)
         raise error("deadline.exceeded", f"tenant {name!r} is still starting{why}", hint)
+    if name in desk.house.tenants and desk.house.tenant_state(name) == "degraded":
+        what = f"nothing of tenant {name!r} starts: {desk.house.tenants[name].trouble}"
+        raise error("device.degraded", what, "see: bedsit device list; it starts when its device is well again")
     if name in desk.house.tenants and desk.house.tenant_state(name) == "failed":
         tenant = desk.house.tenants[name]
         hint = "see: bedsit logs" if tenant.given_up else "it is tried again; see: bedsit logs"

@@ -4,6 +4,7 @@
            ├→ inventory (pure: reports in, changes out) → faults, xids (words)
            └→ cores, nodes (read from /sys and /proc)
                      └──────────▶ model: Box → Gpu → Slice
+                                         └→ partitions/ (what was declared) ──▶ watch, helper, nvml/: made, destroyed
 
-Nothing here changes a card: no mode, clock, limit or reset.
+Of a card nothing is changed but its MIG instances, and those as they were declared: no mode, clock, limit or reset.
 """

@@ -5,7 +5,7 @@ Source: Documentation/ABI/stable/sysfs-devices-node of the kernel. One without N
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +18,14 @@ _PROC: Final = Path("/proc")
 _DOMAIN: Final = "box"
 
 
-def find_cpus(sys: Path = _SYS, proc: Path = _PROC) -> tuple[Slice, ...]:
-    """The slices of cores, by node. Never empty, and no core is in two of them."""
-    usable = frozenset(os.sched_getaffinity(0))
+def find_usable() -> frozenset[int]:
+    """The cores that this process may use now."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def find_cpus(sys: Path = _SYS, proc: Path = _PROC, *, apart: Collection[int] = ()) -> tuple[Slice, ...]:
+    """The slices of cores, by node, without those that are kept *apart*. Never empty; no core is in two of them."""
+    usable = find_usable().difference(apart) or find_usable()
     found = tuple(_make(node, cores & usable, memory) for node, cores, memory in _read_nodes(sys) if cores & usable)
     return found or (_make(0, usable, _read_memory(proc / "meminfo")),)
 

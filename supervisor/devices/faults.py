@@ -11,7 +11,9 @@ from bedsit.supervisor.devices.reports import Refusal
 
 #: nvmlReturn_t, as far as it needs other words than NVML's own.
 _NO_BINDING: Final = -1
+_NOT_SUPPORTED: Final = 3
 _NO_PERMISSION: Final = 4
+_NOT_FOUND: Final = 6
 _DRIVER_NOT_LOADED: Final = 9
 _LIBRARY_NOT_FOUND: Final = 12
 _FUNCTION_NOT_FOUND: Final = 13
@@ -19,6 +21,7 @@ _GPU_IS_LOST: Final = 15
 _RESET_REQUIRED: Final = 16
 _MISMATCH: Final = 18
 _IN_USE: Final = 19
+_INSUFFICIENT_RESOURCES: Final = 23
 
 #: Ends of the helper that a person has to mend; asking again soon does not help.
 LASTING: Final = frozenset({_NO_BINDING, _LIBRARY_NOT_FOUND, _FUNCTION_NOT_FOUND})
@@ -53,6 +56,18 @@ _GPU: Final[Mapping[int, Trouble]] = {
     _RESET_REQUIRED: Trouble("the GPU has to be reset before it works again", RESET),
     _IN_USE: Trouble("the GPU is being changed by another program", "nothing: it is asked again"),
 }
+_PLAN: Final = "see: bedsit device partition plan"
+_CUT: Final[Mapping[int, Trouble]] = {
+    _NOT_SUPPORTED: Trouble("the GPU takes no instances now: MIG is off, or the driver is too old", _PLAN),
+    _NO_PERMISSION: Trouble(
+        "the helper may not cut GPUs",
+        "it takes root and the right to read /dev/nvidia-caps/nvidia-cap1, which is made by: "
+        "nvidia-modprobe -f /proc/driver/nvidia/capabilities/mig/config",
+    ),
+    _NOT_FOUND: Trouble("it is not there any more", _PLAN),
+    _IN_USE: Trouble("somebody computes on it", "who? nvidia-smi; it is destroyed when they have left"),
+    _INSUFFICIENT_RESOURCES: Trouble("the GPU has no room for it: something else was made there", _PLAN),
+}
 
 
 def explain_box(refusal: Refusal) -> Trouble:
@@ -65,6 +80,13 @@ def explain_gpu(refusal: Refusal) -> Trouble:
     """Why one GPU cannot be used."""
     other = Trouble(f"the driver refuses: {refusal.call}: {refusal.text} ({refusal.code})", _LOOK)
     return _GPU.get(refusal.code, other)
+
+
+def explain_cut(refusal: Refusal) -> Trouble:
+    """Why an instance was not made or destroyed, and what is left of it."""
+    trouble = _CUT.get(refusal.code) or explain_gpu(refusal)
+    where = f"{trouble.what} ({refusal.call}: {refusal.text})"
+    return Trouble(f"{where}; {refusal.left}" if refusal.left else where, trouble.mend)
 
 
 def explain_hang(call: str, seconds: float) -> Trouble:
@@ -87,6 +109,7 @@ def explain_start(error: OSError, *, is_unit: bool) -> Trouble:
 
 STUCK: Final = Trouble("the helper hangs in the driver and cannot be killed", f"{_LOOK}; a reboot is needed")
 GONE: Final = Trouble("the driver does not list the GPU any more", f"{_LOOK}; was it taken out, or given to a VM?")
+LEAVING: Final = Trouble("it is being destroyed", "see: bedsit device partition plan")
 NO_CAPS: Final = Trouble(
     "the driver lists no capability nodes for this MIG device, so no worker could open it",
     "see /proc/driver/nvidia-caps/mig-minors; nvidia-modprobe -f CAPABILITY makes the nodes",

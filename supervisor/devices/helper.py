@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor.devices.reports import Happening, Refusal, read_report
@@ -27,6 +27,8 @@ from bedsit.supervisor.watch import EndWatch, PacketLink, connect
 _INHERITED: Final = ("LD_LIBRARY_PATH",)
 _END_S: Final = 5.0
 _START: Final = "its start"
+#: The questions that change something.
+Cut = Literal["create", "finish", "destroy"]
 
 
 class Refused(Exception):
@@ -57,10 +59,14 @@ class Ended(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the driver may take: for a call, and to start, when it may have to wake up eight cards."""
+    """How long the driver may take: for a call, to start, when it may have to wake up eight cards, and for a cut.
+
+    A call that cuts and is ended leaves a half to clear up, so it has more time than one that reads.
+    """
 
     call_s: float = 10.0
     start_s: float = 60.0
+    cut_s: float = 30.0
 
 
 class Helper:
@@ -71,8 +77,8 @@ class Helper:
 
     def __init__(self, heard: Callable[[Happening], None], patience: Patience, unit: Path | None = None) -> None:
         self._heard = heard
-        self._left_s = patience.start_s
-        self._call_s = patience.call_s
+        self._patience = patience
+        self._is_new = True
         self._call = self._cause = ""
         self._is_closed = False
         self._moved = asyncio.Event()
@@ -107,6 +113,8 @@ class Helper:
         Raises Refused, Hung, Ended. One question at a time.
         """
         self._answer, self._call = None, ""
+        usual_s = self._patience.cut_s if question.get("ask") in get_args(Cut) else self._patience.call_s
+        within_s = self._patience.start_s if self._is_new else usual_s
         try:
             self._link.send(question)
         except (BedsitError, OSError):
@@ -114,15 +122,15 @@ class Helper:
         while self._answer is None and not self._cause:
             self._moved.clear()
             try:
-                async with asyncio.timeout(self._left_s):
+                async with asyncio.timeout(within_s):
                     await self._moved.wait()
             except TimeoutError:
                 await self.close()
-                raise Hung(self._call or _START, self._left_s) from None
+                raise Hung(self._call or _START, within_s) from None
         if self._answer is None:
             await self.close()
             raise Ended(self._call or _START, self._cause)
-        self._left_s = self._call_s
+        self._is_new = False
         if "refused" in self._answer:
             raise Refused(read_report(self._answer["refused"], Refusal))
         return self._answer.get("answer")

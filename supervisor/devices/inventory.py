@@ -158,10 +158,12 @@ class Inventory:
                     sms=report.sms,
                     numa_node=report.numa_node,
                     mig=report.mig,
+                    mig_pending=report.mig_pending,
                     capabilities=report.capabilities,
                     profiles=report.profiles,
                     processes=report.processes,
                     slices=tuple(self._cut(report, trouble)),
+                    bare=report.bare,
                     note=_note(report),
                     trouble=trouble,
                 )
@@ -218,12 +220,15 @@ def _name(index: int) -> str:
 
 
 def _compare(before: Iterable[InstanceReport], now: Iterable[InstanceReport]) -> Iterator[Change]:
-    """Which MIG devices were made and destroyed: by the operator, or by a reset, which leaves none."""
-    old, new = ({each.uuid: each.name for each in instances} for instances in (before, now))
-    for uuid in old.keys() - new.keys():
-        yield Change("device.gone", uuid, f"{old[uuid]} was destroyed")
-    for uuid in new.keys() - old.keys():
-        yield Change("device.found", uuid, new[uuid])
+    """Which MIG devices were made and destroyed: by an operator, by us, or by a reset, which leaves none.
+
+    A UUID is not enough: a driver makes it of the numbers of the instances, and gives those again.
+    """
+    old, new = ({(each.uuid, each.name, each.placement) for each in instances} for instances in (before, now))
+    for uuid, name, _ in old - new:
+        yield Change("device.gone", uuid, f"{name} was destroyed")
+    for uuid, name, _ in new - old:
+        yield Change("device.found", uuid, name)
 
 
 def _explain(happening: Happening) -> Xid | None:
@@ -237,7 +242,7 @@ def _note(report: GpuReport) -> str:
         then = "off" if report.mig == "on" else "on"
         return f"MIG is {report.mig}, and will be {then} after the next reset of the GPU, or a reboot"
     if report.mig == "on" and not report.instances:
-        return "MIG is on, and nothing is cut: cut it (nvidia-smi mig -cgi), or turn MIG off"
+        return "MIG is on, and nothing is cut: bedsit device partition, or nvidia-smi mig -cgi, or turn MIG off"
     return ""
 
 

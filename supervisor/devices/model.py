@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from bedsit.sandbox.cgroup.cores import format_cores
 
-#: A part cut by the hardware, a whole GPU for one tenant, a whole GPU that several take turns on, or cores.
+#: A part cut by the hardware, a whole GPU for one tenant, a GPU or cores that several take turns on, or cores.
 Kind = Literal["mig", "exclusive", "timeslice", "cpu"]
 #: What a tenant that attacks its neighbours meets: a wall, or only protection from accidents.
 Trust = Literal["isolated", "accidents"]
@@ -58,6 +58,15 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class Bare:
+    """A GPU instance without a compute instance: nobody can be in it, and it takes its place."""
+
+    gpu_instance: int
+    profile: int
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A process that computes on a GPU, whoever started it. Memory is None where the driver does not tell."""
 
@@ -95,8 +104,8 @@ class Slice:
 
     @property
     def trust(self) -> Trust:
-        """Whom it may be shared beside."""
-        return TRUST[self.kind]
+        """Whom it may be shared beside. On cores the kernel is the wall, whose turn it is or not."""
+        return "isolated" if self.cores else TRUST[self.kind]
 
     @property
     def cpuset(self) -> str:
@@ -120,26 +129,34 @@ class Gpu:
     sms: int | None = None
     numa_node: int | None = None
     mig: MigMode = "unsupported"
+    mig_pending: bool = False
     capabilities: tuple[Capability, ...] = ()
     profiles: tuple[Profile, ...] = ()
     processes: tuple[Process, ...] = ()
     slices: tuple[Slice, ...] = ()
+    bare: tuple[Bare, ...] = ()
     note: str = ""
     trouble: Trouble | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Everything that this machine computes with. *trouble* says why no GPU can be looked at, if so."""
+    """Everything that this machine computes with. *trouble* says why no GPU can be looked at, if so.
+
+    *shared*: sets of cores that tenants take turns on; *cpus*: the others. *is_counted*: every GPU there is was asked.
+    """
 
     cpus: tuple[Slice, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     driver: str = ""
     trouble: Trouble | None = None
+    shared: tuple[Slice, ...] = ()
+    is_counted: bool = True
 
     @property
     def slices(self) -> Iterator[Slice]:
         """All of them, GPUs first."""
         for gpu in self.gpus:
             yield from gpu.slices
+        yield from self.shared
         yield from self.cpus

@@ -1,8 +1,9 @@
 """What the NVML helper tells the daemon: one packet each, checked on arrival.
 
-The daemon asks ``{"ask": "driver"}``, ``{"ask": "gpu", "index": 0}`` or ``{"ask": "listen"}``. Before each call of
-NVML the helper says ``{"calling": NAME}``; then come ``{"answer": ...}`` or ``{"refused": ...}``. ``{"event": ...}``
-may come at any time.
+The daemon asks ``{"ask": "driver"}``, ``{"ask": "gpu", "index": 0}`` or ``{"ask": "listen"}``, and to have a GPU cut
+``{"ask": "create", "uuid": "GPU-...", "profile": 9, "start": 4, "size": 4}``, or ``"finish"`` or ``"destroy"`` with
+``"gpu_instance": 1`` instead of a place. Before each call of NVML the helper says ``{"calling": NAME}``; then come
+``{"answer": ...}`` or ``{"refused": ...}``. ``{"event": ...}`` may come at any time.
 """
 
 from typing import Annotated, Any, Final, TypeVar
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from bedsit.ipc.errors import error
-from bedsit.supervisor.devices.model import Capability, MigMode, Placement, Process, Profile
+from bedsit.supervisor.devices.model import Bare, Capability, MigMode, Placement, Process, Profile
 
 #: What one GPU may have of each. More is cut off and counted.
 MAX_PROCESSES: Final = 256
@@ -61,14 +62,19 @@ class GpuReport(_Report, frozen=True):
     instances: Annotated[tuple[InstanceReport, ...], msgspec.Meta(max_length=MAX_INSTANCES)]
     processes: Annotated[tuple[Process, ...], msgspec.Meta(max_length=MAX_PROCESSES)]
     processes_left_out: int = 0
+    bare: Annotated[tuple[Bare, ...], msgspec.Meta(max_length=MAX_INSTANCES)] = ()
 
 
 class Refusal(_Report, frozen=True):
-    """A call that NVML answered with an error; *code* is its nvmlReturn_t. -1: there is no nvidia-ml-py."""
+    """A call that NVML answered with an error; *code* is its nvmlReturn_t. -1: there is no nvidia-ml-py.
+
+    *left*: what of a cut could not be undone.
+    """
 
     code: int
     call: Text
     text: Text
+    left: Text = ""
 
 
 class Happening(_Report, frozen=True):

@@ -5,21 +5,23 @@ asked last. No failure of driver, library or helper ends the daemon.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.budget import Budget
 from bedsit.supervisor.devices import faults
-from bedsit.supervisor.devices.cores import find_cpus
-from bedsit.supervisor.devices.helper import Ended, Helper, Hung, Patience, Refused
+from bedsit.supervisor.devices.cores import find_cpus, find_usable
+from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience, Refused
 from bedsit.supervisor.devices.inventory import Change, Inventory
-from bedsit.supervisor.devices.model import Box, Trouble
+from bedsit.supervisor.devices.model import Box, Gpu, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
 from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, read_report
+from bedsit.supervisor.devices.shared import list_shared
 from bedsit.supervisor.log import get_log
 
 #: Tenants' programs cause Xids: what is told of one GPU is bounded, and the rest is counted.
@@ -63,8 +65,19 @@ class _Rest:
     times: int
 
 
+class Uncut(Exception):
+    """A GPU was not cut as it was asked for."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.what)
+        self.trouble = trouble
+
+
 class Devices:
-    """What this box computes with. *tell* hears of every change. *unit* is the socket of the helper's unit, if any."""
+    """What this box computes with. *tell* hears of every change. *unit* is the socket of the helper's unit, if any.
+
+    *shared* are the sets of cores that tenants take turns on. *looked* is called after each look, and each change.
+    """
 
     def __init__(
         self,
@@ -73,8 +86,13 @@ class Devices:
         patience: Patience = _PATIENCE,
         proc: Path = _PROC,
         unit: Path | None = None,
+        shared: Mapping[str, str] = MappingProxyType({}),
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._tell = tell
+        self._told = looked
+        self._shared = shared
+        self._is_counted = False
         self._rhythm = rhythm
         self._patience = patience
         self._proc = proc
@@ -88,12 +106,19 @@ class Devices:
         self._untold = 0
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
-        self._cpus = find_cpus()
+        self._round = asyncio.Event()
+        self._turn = asyncio.Lock()
+        #: GPU instances, by GPU and number, that are being destroyed, and that were since the GPU was looked at.
+        self._leaving: set[tuple[str, int]] = set()
+        self._left: set[tuple[str, int]] = set()
+        self._look_at_cores()
 
     @property
     def box(self) -> Box:
         """Everything, as it was seen last. Never waits."""
-        return self._inventory.box(self._cpus)
+        box = replace(self._inventory.box(self._cpus), shared=self._turns, is_counted=self._is_counted)
+        gone = self._leaving | self._left
+        return replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
 
     async def wait_looked(self, timeout_s: float) -> bool:
         """Wait until the first round is over. False when that takes longer."""
@@ -102,20 +127,50 @@ class Devices:
                 await self._looked.wait()
         return self._looked.is_set()
 
+    async def wait_round(self) -> None:
+        """Wait until the round that comes next is over, whatever was seen in it."""
+        await self._round.wait()
+
+    async def look(self) -> None:
+        """Look at everything now. What cannot be read stays as it was seen last, with why. Waits for the driver."""
+        with suppress(_NoAnswer):
+            await self._look_around()
+
+    async def cut(self, ask: Cut, uuid: str, **what: int) -> None:
+        """Have an instance of a GPU made or destroyed (reports.py); what is seen is as it was until the next look.
+
+        Raises Uncut; nothing is left half then, unless it says so. Waits for the driver. What is destroyed is of no use
+        from this call on: before anything is waited for.
+        """
+        leaving: set[tuple[str, int]] = {(uuid, what["gpu_instance"])} if ask == "destroy" else set()
+        self._leaving |= leaving
+        try:
+            async with self._turn:
+                await self._ask(DriverReport, ask="driver")  # a helper that is new opens NVML with it
+                await self._ask(object, ask=ask, uuid=uuid, **what)
+            self._left |= leaving
+        except Refused as e:
+            raise Uncut(faults.explain_cut(e.refusal)) from None
+        except _NoAnswer as e:
+            raise Uncut(e.trouble) from None
+        finally:
+            self._leaving -= leaving
+
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         failures = 0
         while True:
             self._wake.clear()
-            self._cpus = find_cpus()
-            self._inventory.cap_minors = read_cap_minors(self._proc)
             try:
-                await self._look_at_all()
+                await self._look_around()
                 failures, rest_s = 0, self._rhythm.round_s
             except _NoAnswer as e:
                 rest_s = self._rhythm.rest_max_s if e.lasts else self._rhythm.rest(self._rhythm.rest_s, failures)
                 failures += 1
             self._looked.set()
+            self._round.set()
+            self._round = asyncio.Event()
+            self._told()
             await asyncio.sleep(min(self._rhythm.least_s, rest_s))  # an event seldom comes alone
             with suppress(TimeoutError):
                 async with asyncio.timeout(rest_s):
@@ -126,8 +181,18 @@ class Devices:
         if self._helper is not None:
             await self._helper.close()
 
+    async def _look_around(self) -> None:
+        """One round. Nobody else has the helper meanwhile. Raises _NoAnswer where it broke off."""
+        async with self._turn:
+            self._look_at_cores()
+            self._inventory.cap_minors = read_cap_minors(self._proc)
+            await self._look_at_all()
+
+    def _look_at_cores(self) -> None:
+        self._turns = tuple(list_shared(self._shared, find_usable()))
+        self._cpus = find_cpus(apart={core for part in self._turns for core in part.cores})
+
     async def _look_at_all(self) -> None:
-        """One round. Raises _NoAnswer where it broke off."""
         driver = await self._open()
         if driver.gpus != self._gpus:  # indexes are others' now
             self._gpus = driver.gpus
@@ -138,6 +203,7 @@ class Devices:
         for index in sorted(range(driver.gpus), key=lambda index: (index in rests, index)):
             if index not in rests or rests[index].until <= now:
                 seen |= await self._look_at(index)
+        self._is_counted = True
         self._apply(self._inventory.count(driver.gpus, seen))
         if seen - self._listens:
             await self._listen(seen)
@@ -169,6 +235,7 @@ class Devices:
             self._rests[index] = _Rest(until, times + 1)
             raise
         self._rests.pop(index, None)
+        self._left = {each for each in self._left if each[0] != report.uuid}
         self._apply(self._inventory.see(index, report))
         return {report.uuid}
 
@@ -230,7 +297,7 @@ class Devices:
         if not changes or changes[-1].kind == "device.degraded":  # a MIG device was cut, or something broke
             self._wake.set()
 
-    def _apply(self, changes: Iterable[Change]) -> None:
+    def _apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.kind not in ("device.xid", "device.ecc"):
                 self._tell(change)
@@ -240,3 +307,14 @@ class Devices:
                 self._tell(replace(change, text=text))
             else:
                 self._untold += 1
+        if changes:
+            self._told()
+
+
+def _mark(gpu: Gpu, gone: set[tuple[str, int]]) -> Gpu:
+    """The GPU without use of what is about to go."""
+    slices = tuple(
+        replace(part, trouble=part.trouble or faults.LEAVING) if (gpu.uuid, part.gpu_instance) in gone else part
+        for part in gpu.slices
+    )
+    return replace(gpu, slices=slices)

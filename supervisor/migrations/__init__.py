@@ -13,6 +13,8 @@ NAMES: Final = (
     "0004_limits.sql",
     "0005_admission.sql",
     "0006_coming_and_going.sql",
+    "0007_seats.sql",
+    "0008_usage.sql",
 )
 
 

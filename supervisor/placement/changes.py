@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Final, Literal
 
-from bedsit.supervisor.placement.box import Box, Card, Use
 from bedsit.supervisor.placement.profiles import TABLES, Table
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import Rules
+from bedsit.supervisor.placement.seating import Card, Seating, Use
 from bedsit.supervisor.placement.seats import find_seats
 
 _MIB: Final = 1 << 20
@@ -33,9 +33,9 @@ class Change:
     leave: tuple[str, ...] = ()
     card: Card | None = None
 
-    def apply(self, box: Box) -> Box:
+    def apply(self, seating: Seating) -> Seating:
         """The box with this changed: without those who leave, with the card in place of one of its name or added."""
-        left = box.leave(self.leave)
+        left = seating.leave(self.leave)
         if self.card is None:
             return left
         card = self.card
@@ -44,15 +44,15 @@ class Change:
         return replace(left, cards=(*left.cards, card))
 
 
-def find_changes(box: Box, tenant: str, request: Request, rules: Rules) -> tuple[Change, ...]:
+def find_changes(seating: Seating, tenant: str, request: Request, rules: Rules) -> tuple[Change, ...]:
     """Single changes with which *request* fits, those that cost least first; none where it takes more than one."""
 
     def fits(change: Change) -> bool:
-        return bool(find_seats(change.apply(box), tenant, change.request, rules).seats)
+        return bool(find_seats(change.apply(seating), tenant, change.request, rules).seats)
 
-    changes = [*_ask_less(request, fits), *_ask_otherwise(box, request, fits)]
-    changes += _make_leave(box, request, fits)
-    changes += [change for change in _change_box(box, request) if fits(change)][:1]
+    changes = [*_ask_less(request, fits), *_ask_otherwise(seating, request, fits)]
+    changes += _make_leave(seating, request, fits)
+    changes += [change for change in _change_box(seating, request) if fits(change)][:1]
     return tuple(changes)
 
 
@@ -67,11 +67,11 @@ def _ask_less(request: Request, fits: Callable[[Change], bool]) -> Iterator[Chan
         if 0 < low < highest:
             yield Change("ask", f"it asked for {words(low)}", ask(low))
 
-    if request.kind == "timeslice":
+    if request.is_shared:
         yield from most(
             request.share_milli,
             lambda milli: replace(request, share_milli=milli, min_share_milli=min(milli, request.min_share_milli)),
-            lambda milli: f"gpu:{milli / 1000:g}",
+            lambda milli: str(replace(request, share_milli=milli)),
         )
         yield from most(
             request.min_share_milli + 1,
@@ -87,15 +87,15 @@ def _ask_less(request: Request, fits: Callable[[Change], bool]) -> Iterator[Chan
     )
 
 
-def _ask_otherwise(box: Box, request: Request, fits: Callable[[Change], bool]) -> Iterator[Change]:
+def _ask_otherwise(seating: Seating, request: Request, fits: Callable[[Change], bool]) -> Iterator[Change]:
     """Another profile, or without what it insists on."""
     others: list[Change] = []
     if request.kind == "mig":
-        others += _list_profiles(box, request)
+        others += _list_profiles(seating, request)
     if request.kind == "timeslice" and not request.trusted:
         others += [
             Change("ask", "it were trusted", replace(request, trusted=True)),
-            *(_list_profiles(box, request)),
+            *(_list_profiles(seating, request)),
             Change("ask", "it asked for gpu", _convert(request, Request("exclusive"))),
         ]
     if request.model:
@@ -104,7 +104,7 @@ def _ask_otherwise(box: Box, request: Request, fits: Callable[[Change], bool]) -
         others.append(Change("ask", "it need not be near anybody", replace(request, near=frozenset())))
     if request.apart:
         others.append(Change("ask", "it need not be apart from anybody", replace(request, apart=frozenset())))
-    if request.kind == "timeslice" and request.service_class != "batch":
+    if request.is_shared and request.service_class != "batch":
         others.append(Change("ask", "it were of class batch", replace(request, service_class="batch")))
     has_profile = False
     for change in others:
@@ -113,9 +113,9 @@ def _ask_otherwise(box: Box, request: Request, fits: Callable[[Change], bool]) -
             yield change
 
 
-def _list_profiles(box: Box, request: Request) -> Iterator[Change]:
+def _list_profiles(seating: Seating, request: Request) -> Iterator[Change]:
     """Other profiles of the box's cards: of the same size or smaller, the largest first, then larger ones."""
-    profiles = {p.name: p for card in box.cards if card.table is not None for p in card.table.profiles}
+    profiles = {p.name: p for card in seating.cards if card.table is not None for p in card.table.profiles}
     wanted = profiles.get(request.profile)
     size = wanted.size if wanted else 1
     for profile in sorted(profiles.values(), key=lambda p: (p.size > size, abs(p.size - size), p.has_media, p.name)):
@@ -129,9 +129,9 @@ def _convert(request: Request, device: Request) -> Request:
     return replace(request, kind=device.kind, profile=device.profile, share_milli=device.share_milli, min_share_milli=0)
 
 
-def _make_leave(box: Box, request: Request, fits: Callable[[Change], bool]) -> Iterator[Change]:
+def _make_leave(seating: Seating, request: Request, fits: Callable[[Change], bool]) -> Iterator[Change]:
     """One tenant, else two of one device, else all of one: the first that is enough, small ones first."""
-    residents = sorted(box.residents, key=lambda each: (_weigh(each.request), each.tenant))[:_MOST_LEAVING]
+    residents = sorted(seating.residents, key=lambda each: (_weigh(each.request), each.tenant))[:_MOST_LEAVING]
     devices: dict[str, list[str]] = {}
     for each in residents:
         for device in each.seat.devices:
@@ -150,17 +150,18 @@ def _weigh(request: Request) -> tuple[int, int, int]:
     return request.kind == "exclusive", request.share_milli + request.cores, len(request.profile)
 
 
-def _change_box(box: Box, request: Request) -> Iterator[Change]:
+def _change_box(seating: Seating, request: Request) -> Iterator[Change]:
     """An empty GPU cut or no longer cut, or one GPU more of a kind that is there."""
-    if request.kind == "cpu":
+    if not request.wants_gpu:
         return
-    for use in box.uses:
-        if not use.residents:
+    for use in seating.uses:
+        if not use.residents and use.card.is_gpu and not use.card.trouble:
             yield from _turn(use, request)
-    for card in box.cards:
+    for card in seating.gpus:
         for other in (card, *(_recut(card))):
             words = f"there were one more {card.model}" + (" cut by MIG" if other.table else "")
-            yield Change("box", words, request, card=replace(other, name=_name_next(box), declared=None))
+            more = replace(other, name=_name_next(seating), declared=None, trouble="", broken=())
+            yield Change("box", words, request, card=more)
 
 
 def _turn(use: Use, request: Request) -> Iterator[Change]:
@@ -173,11 +174,11 @@ def _turn(use: Use, request: Request) -> Iterator[Change]:
 
 
 def _recut(card: Card) -> Iterator[Card]:
-    """The card with MIG the other way, where its profiles are on record."""
+    """The card with MIG the other way, where its profiles are known."""
     if card.table is not None:
         yield replace(card, table=None, declared=None)
     else:
-        table = _find_table(card)
+        table = card.possible or _find_table(card)
         if table is not None:
             yield replace(card, table=table)
 
@@ -186,6 +187,6 @@ def _find_table(card: Card) -> Table | None:
     return next((table for words, table in TABLES.items() if card.is_model(words)), None)
 
 
-def _name_next(box: Box) -> str:
-    names = {card.name for card in box.cards}
+def _name_next(seating: Seating) -> str:
+    names = {card.name for card in seating.cards}
     return next(name for name in (f"gpu{number}" for number in range(len(names) + 1)) if name not in names)

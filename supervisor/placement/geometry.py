@@ -54,7 +54,8 @@ class Instance:
 class Plan:
     """What makes a GPU's geometry the declared one, without touching what is occupied.
 
-    *remove* goes first. *refuse* is what cannot be made while the occupied instances stay, and *why*.
+    *remove* goes first. *refuse* is what cannot be made while the occupied instances stay, and *why*; *blocked* are the
+    places that were asked for and that these leave no room for.
     """
 
     keep: tuple[Placed, ...]
@@ -62,6 +63,7 @@ class Plan:
     create: tuple[Placed, ...]
     refuse: tuple[str, ...] = ()
     why: Misfit | None = None
+    blocked: tuple[Placed, ...] = ()
 
 
 def cover(placed: Iterable[Placed]) -> int:
@@ -103,22 +105,28 @@ def search(table: Table, wanted: Sequence[str], taken: Collection[Placed] = ()) 
     return _say_why(table, wanted, taken, tuple(place.profile for place in found))
 
 
-def plan(table: Table, declared: Sequence[str], there: Collection[Instance]) -> Plan:
-    """How to get from what is *there* to what is *declared*; of several ways one that keeps most."""
+def plan(table: Table, declared: Sequence[str], there: Collection[Instance], fixed: Collection[Placed] = ()) -> Plan:
+    """How to get from what is *there* to what is *declared*, and *fixed* in its place; one of those that keep most."""
     occupied = sorted(each.placed for each in there if each.is_occupied)
     idle = sorted(each.placed for each in there if not each.is_occupied)
+    taken, blocked = list(occupied), list[Placed]()
+    for place in sorted(set(fixed).difference(occupied)):
+        fits_in = not place.mask & cover(taken) and _is_within_limits(table, [*taken, place])
+        (taken if fits_in else blocked).append(place)
     missing = Counter(declared)
-    missing.subtract(Counter(place.profile for place in occupied))
+    missing.subtract(Counter(place.profile for place in occupied if place not in fixed))
     missing = +missing
-    found = _search_most(table, missing, occupied, frozenset(idle))
+    found = _search_most(table, missing, taken, frozenset(idle))
     refuse = tuple((missing - Counter(place.profile for place in found)).elements())
     fits = tuple(place.profile for place in found)
+    wanted = {*found, *taken}
     return Plan(
-        keep=tuple(sorted([*occupied, *(place for place in idle if place in found)])),
-        remove=tuple(place for place in idle if place not in found),
-        create=tuple(place for place in sorted(found) if place not in idle),
+        keep=tuple(sorted([*occupied, *(place for place in idle if place in wanted)])),
+        remove=tuple(place for place in idle if place not in wanted),
+        create=tuple(sorted(wanted.difference(occupied, idle))),
         refuse=refuse,
-        why=_say_why(table, tuple(missing.elements()), occupied, fits) if refuse else None,
+        why=_say_why(table, tuple(missing.elements()), taken, fits) if refuse else None,
+        blocked=tuple(blocked),
     )
 
 

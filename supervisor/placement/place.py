@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bedsit.supervisor.placement.box import Box, Seat
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import USUAL, Rules
 from bedsit.supervisor.placement.score import Mix, Score, suppose_mix
+from bedsit.supervisor.placement.seating import Seat, Seating
 from bedsit.supervisor.placement.seats import Reason, find_seats
 
 #: Seats that are tried at most for tenants that come together: a second, about.
@@ -44,28 +44,32 @@ class Together:
     is_most: bool
 
 
-def place(box: Box, tenant: str, request: Request, rules: Rules = USUAL, mix: Mix | None = None) -> Placement | Refusal:
+def place(
+    seating: Seating, tenant: str, request: Request, rules: Rules = USUAL, mix: Mix | None = None
+) -> Placement | Refusal:
     """The best seat for *tenant*; *mix* is what is usually asked for of this box (None: what its cards could be)."""
-    found = find_seats(box, tenant, request, rules)
+    found = find_seats(seating, tenant, request, rules)
     if not found.seats:
         return Refusal(found.reasons)
-    cost, seat = _rank(box, request, found.seats, rules, mix)[0]
+    cost, seat = _rank(seating, request, found.seats, rules, mix)[0]
     return Placement(seat, cost, len(found.seats), found.reasons)
 
 
-def place_all(box: Box, asks: Mapping[str, Request], rules: Rules = USUAL, mix: Mix | None = None) -> Together:
+def place_all(seating: Seating, asks: Mapping[str, Request], rules: Rules = USUAL, mix: Mix | None = None) -> Together:
     """Seats for as many as possible of tenants that come together, as when a box starts.
 
     The largest first, else the smallest first, each where it costs least. Where that leaves somebody out, other ways
     are searched, to a bound; of those that seat as many the one that leaves most for others.
     """
-    order = sorted(asks, key=lambda tenant: (-_size(box, asks[tenant]), tenant))
-    usual = suppose_mix(box) if mix is None else mix
-    tried = [_place_each(box, {tenant: asks[tenant] for tenant in way}, rules, usual) for way in (order, order[::-1])]
+    order = sorted(asks, key=lambda tenant: (-_size(seating, asks[tenant]), tenant))
+    usual = suppose_mix(seating) if mix is None else mix
+    tried = [
+        _place_each(seating, {tenant: asks[tenant] for tenant in way}, rules, usual) for way in (order, order[::-1])
+    ]
     best, best_cost = max(tried, key=lambda each: (len(each[0]), -each[1]))
     steps = _MOST_STEPS if len(asks) <= _MOST_TOGETHER else 0
 
-    def search(box: Box, left: Sequence[str], seats: dict[str, Seat], cost: float) -> None:
+    def search(seating: Seating, left: Sequence[str], seats: dict[str, Seat], cost: float) -> None:
         nonlocal best, best_cost, steps
         if (len(seats), -cost) > (len(best), -best_cost):
             best, best_cost = seats, cost
@@ -76,49 +80,49 @@ def place_all(box: Box, asks: Mapping[str, Request], rules: Rules = USUAL, mix: 
         steps -= 1
         tenant, *others = left
         request = asks[tenant]
-        found = find_seats(box, tenant, request, rules).seats
-        for more, seat in _tell_apart(box, request, found, rules, usual):
-            search(box.seat(tenant, request, seat), others, {**seats, tenant: seat}, cost + more)
-        search(box, others, seats, cost)
+        found = find_seats(seating, tenant, request, rules).seats
+        for more, seat in _tell_apart(seating, request, found, rules, usual):
+            search(seating.seat(tenant, request, seat), others, {**seats, tenant: seat}, cost + more)
+        search(seating, others, seats, cost)
 
-    search(box, order, {}, 0.0)
+    search(seating, order, {}, 0.0)
     is_plain = not any(request.near or request.apart for request in asks.values())
     return Together(best, is_most=len(best) == len(asks) or (steps > 0 and is_plain))
 
 
-def _place_each(box: Box, asks: Mapping[str, Request], rules: Rules, mix: Mix) -> tuple[dict[str, Seat], float]:
+def _place_each(seating: Seating, asks: Mapping[str, Request], rules: Rules, mix: Mix) -> tuple[dict[str, Seat], float]:
     """Seats of those who have one, each placed after the one before, and what they cost."""
     seats: dict[str, Seat] = {}
     cost = 0.0
     for tenant, request in asks.items():
-        placed = place(box, tenant, request, rules, mix)
+        placed = place(seating, tenant, request, rules, mix)
         if isinstance(placed, Placement):
             seats[tenant] = placed.seat
             cost += placed.cost
-            box = box.seat(tenant, request, placed.seat)
+            seating = seating.seat(tenant, request, placed.seat)
     return seats, cost
 
 
 def _rank(
-    box: Box, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix | None
+    seating: Seating, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix | None
 ) -> Sequence[tuple[float, Seat]]:
     """The seats with what each costs, the best first."""
     if request.kind == "cpu":
-        free = {f"node{index}": len(cores) for index, cores in enumerate(box.free_cores)}
+        free = {node.name: len(cores) for node, cores in zip(seating.nodes, seating.free_cores, strict=True)}
         sign = 1 if rules.order == "pack" else -1
         return [(0.0, seat) for seat in sorted(seats, key=lambda seat: sign * sum(free[name] for name in seat.devices))]
-    score = Score(box, request, rules, suppose_mix(box) if mix is None else mix)
+    score = Score(seating, request, rules, suppose_mix(seating) if mix is None else mix)
     rated = sorted(((score.rate(seat), index) for index, seat in enumerate(seats)))
     return [(rate[1], seats[index]) for rate, index in rated]
 
 
 def _tell_apart(
-    box: Box, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix
+    seating: Seating, request: Request, seats: Sequence[Seat], rules: Rules, mix: Mix
 ) -> Iterator[tuple[float, Seat]]:
     """Seats with their costs, the best first; of those that differ only in which empty GPU they are on, one."""
-    uses = {use.card.name: use for use in box.uses}
+    uses = {use.card.name: use for use in seating.uses}
     seen = set()
-    for cost, seat in _rank(box, request, seats, rules, mix):
+    for cost, seat in _rank(seating, request, seats, rules, mix):
         use = uses.get(seat.devices[0])
         card = replace(use.card, name="") if use and not use.residents else seat.devices
         if (card, seat.placed) not in seen:
@@ -126,14 +130,15 @@ def _tell_apart(
             yield cost, seat
 
 
-def _size(box: Box, request: Request) -> float:
+def _size(seating: Seating, request: Request) -> float:
     """How much of a GPU a request takes, about."""
     if request.kind == "mig":
-        tables = [card.table for card in box.cards if card.table is not None]
+        tables = [card.table for card in seating.cards if card.table is not None]
         sizes = (p.size / table.slots for table in tables for p in table.profiles if p.name == request.profile)
         return max(sizes, default=0.0)
     return {
         "exclusive": 2.0,
         "timeslice": request.share_milli / 1000,
+        "core": 0.0,
         "cpu": -1.0 / request.cores if request.cores else 0,
     }[request.kind]

@@ -66,19 +66,20 @@ def _cut(names: str, sizes_mib: tuple[int, int, int, int]) -> Table:
 #: `nvidia-smi mig -lgipp` says on A100, A30 and H100 NVL as others published it. For H200 and B200 the guide has the
 #: same fractions and counts (docs.nvidia.com/datacenter/tesla/mig-user-guide, r620). In the tables of go-nvml's mock 3g
 #: is three slots long: no card says so.
-#: Memory: NVML on that H100, `nvidia-smi mig -lgip` of A100 and A30 as published. H200: published for 1g, 2g and 7g;
+#: Memory: NVML on that H100, `nvidia-smi mig -lgip` of A100 and A30 as published, which rounds to 0.01 GiB what is a
+#: multiple of 32 MiB. H200: published for 1g, 2g and 7g;
 #: twice 2g for 3g and 4g, the least it can be. B200: nobody's output is known; eighths of a tenth below 180 GB.
 TABLES: Final = {
-    "A100 40GB": _cut("1g.5gb 1g.5gb+me 1g.10gb 2g.10gb 3g.20gb 4g.20gb 7g.40gb", (4864, 9850, 19968, 40192)),
+    "A100 40GB": _cut("1g.5gb 1g.5gb+me 1g.10gb 2g.10gb 3g.20gb 4g.20gb 7g.40gb", (4864, 9856, 19968, 40192)),
     "A100 80GB": _cut("1g.10gb 1g.10gb+me 1g.20gb 2g.20gb 3g.40gb 4g.40gb 7g.80gb", (9728, 19968, 40192, 80896)),
     "A30": Table(
         4,
         (
-            Profile("1g.6gb", 5949 * _MIB, 1, (0, 1, 2, 3), 4),
-            Profile("1g.6gb+me", 5949 * _MIB, 1, (0, 1, 2, 3), 1),
-            Profile("2g.12gb", 11970 * _MIB, 2, (0, 2), 2),
-            Profile("2g.12gb+me", 11970 * _MIB, 2, (0, 2), 1),
-            Profile("4g.24gb", 24002 * _MIB, 4, (0,), 1),
+            Profile("1g.6gb", 5952 * _MIB, 1, (0, 1, 2, 3), 4),
+            Profile("1g.6gb+me", 5952 * _MIB, 1, (0, 1, 2, 3), 1),
+            Profile("2g.12gb", 11968 * _MIB, 2, (0, 2), 2),
+            Profile("2g.12gb+me", 11968 * _MIB, 2, (0, 2), 1),
+            Profile("4g.24gb", 24000 * _MIB, 4, (0,), 1),
         ),
     ),
     "H100 80GB": _cut("1g.10gb 1g.10gb+me 1g.20gb 2g.20gb 3g.40gb 4g.40gb 7g.80gb", (9984, 20096, 40448, 81152)),

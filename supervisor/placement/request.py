@@ -1,7 +1,8 @@
 """What a tenant asks of the box's devices, as text. Pure.
 
 ``mig:1g.18gb``: an instance of a GPU that its driver cuts. ``gpu``: a whole GPU, for nobody else. ``gpu:0.25``: a part
-of a GPU's time. ``cpu:2``: so many processors, for nobody else.
+of a GPU's time. ``cpu:2``: so many processors, for nobody else. ``core:0.25``: a part of the time of cores that are
+shared.
 """
 
 import difflib
@@ -14,9 +15,9 @@ from typing import Any, Final, Literal, TypeGuard, get_args
 from bedsit.ipc.errors import InvalidRequest
 from bedsit.ipc.snapshot import ServiceClass
 
-Kind = Literal["mig", "exclusive", "timeslice", "cpu"]
+Kind = Literal["mig", "exclusive", "timeslice", "cpu", "core"]
 
-_FORMS: Final = "write mig:PROFILE, gpu, gpu:SHARE or cpu:CORES"
+_FORMS: Final = "write mig:PROFILE, gpu, gpu:SHARE, cpu:CORES or core:SHARE"
 _PROFILE: Final = re.compile(r"[1-9]g\.[1-9][0-9]{0,3}gb([+-][a-z]{1,8}(\.all)?)?")
 _DECIMAL: Final = re.compile(r"[0-9]{1,4}(\.[0-9]{1,3})?")
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
@@ -27,7 +28,7 @@ _MOST_BYTES: Final = 1 << 44
 
 @dataclass(frozen=True)
 class Request:
-    """One tenant's wish. Shares are in thousandths of a GPU's time.
+    """One tenant's wish. Shares are in thousandths of the time of what is shared.
 
     *memory_bytes* of GPU memory for its own data: at most that on a time-sliced GPU, at least that elsewhere; 0 leaves
     it to the device. *near* and *apart*: with one of these tenants on a device, with none of these. *min_share_milli*
@@ -51,7 +52,19 @@ class Request:
             return f"mig:{self.profile}"
         if self.kind == "cpu":
             return f"cpu:{self.cores}"
+        if self.kind == "core":
+            return f"core:{self.share_milli / 1000:g}"
         return "gpu" if self.kind == "exclusive" else f"gpu:{self.share_milli / 1000:g}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is for a part of something's time."""
+        return self.kind in ("timeslice", "core")
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it is for a GPU, or a part of one."""
+        return self.kind not in ("cpu", "core")
 
     @property
     def shape(self) -> "Request":
@@ -78,9 +91,9 @@ def parse_request(
     request = _parse_device(device, profiles)
     if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int) or not 0 <= memory_bytes <= _MOST_BYTES:
         raise _invalid(f"{_show(memory_bytes)} bytes of GPU memory", "write a whole number, 16 TiB at most")
-    if memory_bytes and request.kind == "cpu":
+    if memory_bytes and not request.wants_gpu:
         raise _invalid("GPU memory for a tenant without a GPU", "leave it out, or ask for a GPU")
-    if model and (request.kind == "cpu" or not isinstance(model, str) or not _MODEL.fullmatch(model)):
+    if model and (not request.wants_gpu or not isinstance(model, str) or not _MODEL.fullmatch(model)):
         raise _invalid(f"the GPU model {_show(model)}", "write words of its name, such as H200, and only with a GPU")
     near, apart = _read_names(near), _read_names(apart)
     if near & apart:
@@ -109,11 +122,12 @@ def _parse_device(text: str, profiles: Collection[str]) -> Request:
         return Request("mig", profile=amount)
     if kind == "gpu" and not colon:
         return Request("exclusive")
-    if kind == "gpu" and _DECIMAL.fullmatch(amount):
+    if kind in ("gpu", "core") and _DECIMAL.fullmatch(amount):
         share_milli = round(float(amount) * 1000)
-        if not 0 < share_milli < 1000:  # noqa: PLR2004 - a whole GPU
-            raise _invalid(f"a share of {amount}", "write 0.001 to 0.999; a whole GPU is gpu, and nobody has two")
-        return Request("timeslice", share_milli=share_milli)
+        if not 0 < share_milli < 1000:  # noqa: PLR2004 - all of it
+            whole = "a whole GPU is gpu, and nobody has two" if kind == "gpu" else "a whole core is cpu:1"
+            raise _invalid(f"a share of {amount}", f"write 0.001 to 0.999; {whole}")
+        return Request("timeslice" if kind == "gpu" else "core", share_milli=share_milli)
     if kind == "cpu" and amount.isascii() and amount.isdecimal() and len(amount) <= len(str(_MOST_CORES)):
         if not 1 <= int(amount) <= _MOST_CORES:
             raise _invalid(f"{amount} cores", f"write 1 to {_MOST_CORES}")
@@ -140,7 +154,7 @@ def _read_min_share(share: float, request: Request) -> int:
     if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share) or share < 0:
         raise _invalid(f"a guaranteed share of {_show(share)}", "write 0 to 1")
     share_milli = round(share * 1000)
-    if share_milli and request.kind != "timeslice":
+    if share_milli and not request.is_shared:
         raise _invalid("a guaranteed share", f"{request} is guaranteed anyhow; leave it out")
     if share_milli > request.share_milli:
         raise _invalid(

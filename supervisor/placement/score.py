@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Final
 
-from bedsit.supervisor.placement.box import Box, Resident, Seat, Use
 from bedsit.supervisor.placement.geometry import count_places
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import Rules
+from bedsit.supervisor.placement.seating import Resident, Seat, Seating, Use
 from bedsit.supervisor.placement.seats import take_memory
 
 #: How often each shape of request is asked for, relative to the others.
@@ -27,12 +27,14 @@ def learn_mix(asked: Iterable[Request]) -> Mix:
     return dict(Counter(request.shape for request in asked).most_common(_MOST_SHAPES))
 
 
-def suppose_mix(box: Box) -> Mix:
+def suppose_mix(seating: Seating) -> Mix:
     """The mix of a box of which nothing is known: each profile of its cards, whole GPUs and quarters alike."""
     mix: dict[Request, float] = {}
-    for card in box.cards:
+    for card in seating.cards:
         if card.table is not None:
             mix |= dict.fromkeys((Request("mig", profile=name) for name in card.table.names), 1.0)
+        elif not card.is_gpu:
+            mix |= {Request("core", share_milli=250): 1.0}
         else:
             mix |= {Request("exclusive"): 1.0, Request("timeslice", share_milli=250, trusted=True): 1.0}
     return mix
@@ -41,7 +43,7 @@ def suppose_mix(box: Box) -> Mix:
 def count_room(use: Use, shape: Request, rules: Rules) -> int:
     """How many more tenants of a shape a GPU could take, if nobody else came."""
     card = use.card
-    if shape.kind == "cpu" or not card.is_model(shape.model):
+    if shape.kind == "cpu" or shape.wants_gpu != card.is_gpu or card.trouble or not card.is_model(shape.model):
         return 0
     if shape.kind == "mig":
         return _count_instances(use, shape)
@@ -50,8 +52,10 @@ def count_room(use: Use, shape: Request, rules: Rules) -> int:
     if shape.kind == "exclusive":
         return int(not use.residents and shape.memory_bytes + card.context_bytes <= card.memory_bytes)
     by_share = (_WHOLE_MILLI - use.charged_milli(rules)) // max(1, rules.charge(shape.share_milli, shape.service_class))
-    left_bytes = int(card.memory_bytes * rules.memory_factor) - use.promised_bytes
-    room = min(by_share, left_bytes // take_memory(card, shape))
+    room = by_share
+    if card.is_gpu:
+        left_bytes = int(card.memory_bytes * rules.memory_factor) - use.promised_bytes
+        room = min(room, left_bytes // take_memory(card, shape))
     if shape.min_share_milli:
         room = min(room, (_WHOLE_MILLI - use.guaranteed_milli) // shape.min_share_milli)
     return max(0, room)
@@ -71,11 +75,11 @@ def _count_instances(use: Use, shape: Request) -> int:
 class Score:
     """Rates the seats of one request in one box; lower is better."""
 
-    def __init__(self, box: Box, request: Request, rules: Rules, mix: Mix) -> None:
+    def __init__(self, seating: Seating, request: Request, rules: Rules, mix: Mix) -> None:
         self._request, self._rules, self._mix = request, rules, mix
-        self._uses = {use.card.name: use for use in box.uses}
+        self._uses = {use.card.name: use for use in seating.uses}
         self._counted: dict[Hashable, Sequence[int]] = {}
-        rooms = [self._count(use) for use in box.uses]
+        rooms = [self._count(use) for use in seating.uses]
         self._room = [sum(each) for each in zip(*rooms, strict=True)]
 
     def rate(self, seat: Seat) -> tuple[float, float, float]:
@@ -101,7 +105,8 @@ class Score:
             what: Hashable = (use.charged_milli(self._rules), use.promised_bytes, use.guaranteed_milli, use.holder)
         else:
             what = (use.mask, any("+me" in place.profile for place in use.taken))
-        key = (card.model, card.memory_bytes, id(card.table), card.declared, bool(use.residents), what)
+        kind = (card.is_gpu, card.model, card.memory_bytes, id(card.table), card.declared, card.trouble)
+        key = (kind, bool(use.residents), what)
         if key not in self._counted:
             self._counted[key] = [count_room(use, shape, self._rules) for shape in self._mix]
         return self._counted[key]
@@ -120,4 +125,5 @@ def fill(use: Use, rules: Rules) -> float:
     card = use.card
     if card.table is not None:
         return use.mask.bit_count() / card.table.slots
-    return max(use.charged_milli(rules) / _WHOLE_MILLI, use.promised_bytes / card.memory_bytes, bool(use.holder))
+    memory = use.promised_bytes / card.memory_bytes if card.memory_bytes else 0.0
+    return max(use.charged_milli(rules) / _WHOLE_MILLI, memory, bool(use.holder))

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bedsit.supervisor.placement.box import Box, Card, Seat, Use
 from bedsit.supervisor.placement.geometry import Misfit, Placed, list_places, search
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import Rules
+from bedsit.supervisor.placement.seating import Card, Seat, Seating, Use
 
 Code = Literal[
     "trust", "no_gpu", "model", "mig_off", "mig_on", "profile", "places", "taken", "share", "min_share", "memory",
-    "near", "apart", "cores",
+    "near", "apart", "cores", "degraded", "not_shared",
 ]  # fmt: skip
 _WHOLE_MILLI = 1000
 _GIB = 1 << 30
@@ -41,19 +41,25 @@ class Found:
     reasons: tuple[Reason, ...]
 
 
-def find_seats(box: Box, tenant: str, request: Request, rules: Rules) -> Found:
+def find_seats(seating: Seating, tenant: str, request: Request, rules: Rules) -> Found:
     """What *tenant* could have of *box* for *request*."""
     if request.kind == "timeslice" and not request.trusted:
         words = "a GPU that is shared in time is no wall; who is not trusted gets MIG, a whole GPU or cores"
         return Found((), (Reason("", "trust", words),))
     if request.kind == "cpu":
-        return _find_cores(box, tenant, request)
-    if not box.cards:
+        return _find_cores(seating, tenant, request)
+    uses = [use for use in seating.uses if use.card.is_gpu == request.wants_gpu]
+    if not uses and request.wants_gpu:
         return Found((), (Reason("", "no_gpu", "this box has no GPU"),))
+    if not uses:
+        return Found((), (Reason("", "not_shared", "this box shares no cores; see devices.shared_cores"),))
     seats: list[Seat] = []
     reasons: list[Reason] = []
-    for use in box.uses:
-        against = [*_refuse(use, request, rules), *_refuse_company(box, use.card.name, use.tenants, tenant, request)]
+    for use in uses:
+        against = [
+            *_refuse(use, request, rules),
+            *_refuse_company(seating, use.card.name, use.tenants, tenant, request),
+        ]
         reasons += against
         if not against:
             seats += _list_seats(use, request)
@@ -62,6 +68,8 @@ def find_seats(box: Box, tenant: str, request: Request, rules: Rules) -> Found:
 
 def take_memory(card: Card, request: Request) -> int:
     """What a request takes of a time-sliced GPU's memory: its quota and a context, or its part of the whole."""
+    if not card.is_gpu:
+        return 0
     if request.memory_bytes:
         return request.memory_bytes + card.context_bytes
     return max(card.context_bytes, card.memory_bytes * request.share_milli // _WHOLE_MILLI)
@@ -86,12 +94,14 @@ def _list_seats(use: Use, request: Request) -> Iterator[Seat]:
     elif request.kind == "exclusive":
         yield Seat(device)
     else:
-        yield Seat(device, memory_bytes=take_memory(use.card, request))
+        yield Seat(device, cores=use.card.cores, memory_bytes=take_memory(use.card, request), is_shared=True)
 
 
 def _refuse(use: Use, request: Request, rules: Rules) -> Iterator[Reason]:
     card = use.card
-    if not card.is_model(request.model):
+    if card.trouble:
+        yield Reason(card.name, "degraded", f"degraded: {card.trouble}")
+    elif not card.is_model(request.model):
         yield Reason(card.name, "model", f"it is {card.model}, not {request.model}")
     elif request.kind == "mig":
         yield from _refuse_instance(use, request)
@@ -99,7 +109,7 @@ def _refuse(use: Use, request: Request, rules: Rules) -> Iterator[Reason]:
         yield Reason(card.name, "mig_on", "cut by MIG")
     elif use.holder is not None:
         yield Reason(card.name, "taken", f"{use.holder}'s alone")
-    elif request.kind == "timeslice":
+    elif request.is_shared:
         yield from _refuse_share(use, request, rules)
     else:
         if use.residents:
@@ -120,6 +130,9 @@ def _refuse_instance(use: Use, request: Request) -> Iterator[Reason]:
     if request.memory_bytes and request.memory_bytes + card.context_bytes > profile.memory_bytes:
         yield _short(card, request.memory_bytes + card.context_bytes, profile.memory_bytes)
     if next(list_instances(use, request.profile), None) is None:
+        broken = next((why for place, why in card.broken if place.profile == request.profile), None)
+        if broken:
+            yield Reason(card.name, "degraded", f"degraded: {broken}")
         misfit = search(card.table, [request.profile], use.taken)
         if isinstance(misfit, Misfit):
             words = f"no place, {misfit.words}"
@@ -145,27 +158,29 @@ def _refuse_share(use: Use, request: Request, rules: Rules) -> Iterator[Reason]:
         yield _short(card, need, have)
 
 
-def _refuse_company(box: Box, device: str, tenants: tuple[str, ...], tenant: str, request: Request) -> Iterator[Reason]:
+def _refuse_company(
+    seating: Seating, device: str, tenants: tuple[str, ...], tenant: str, request: Request
+) -> Iterator[Reason]:
     """Whom it wants beside it, and who must not be: those whom it names, and those who named it."""
-    wanted = request.near & box.tenants
+    wanted = request.near & seating.tenants
     if wanted and wanted.isdisjoint(tenants):
         yield Reason(device, "near", f"without {_list(sorted(wanted))}")
-    shy = {each.tenant for each in box.residents if tenant in each.request.apart}
+    shy = {each.tenant for each in seating.residents if tenant in each.request.apart}
     unwanted = sorted((request.apart | shy).intersection(tenants))
     if unwanted:
         yield Reason(device, "apart", f"has {_list(unwanted)}")
 
 
-def _find_cores(box: Box, tenant: str, request: Request) -> Found:
+def _find_cores(seating: Seating, tenant: str, request: Request) -> Found:
     """Cores of one node where there is one with enough; else of several, the fullest last."""
-    if not box.nodes:
+    if not seating.nodes:
         return Found((), (Reason("", "cores", "this box gives no cores away"),))
     reasons: list[Reason] = []
     open_nodes: list[tuple[str, tuple[int, ...]]] = []
-    for index, free in enumerate(box.free_cores):
-        name = f"node{index}"
-        tenants = tuple(each.tenant for each in box.residents if name in each.seat.devices)
-        against = list(_refuse_company(box, name, tenants, tenant, request))
+    for node, free in zip(seating.nodes, seating.free_cores, strict=True):
+        name = node.name
+        tenants = tuple(each.tenant for each in seating.residents if name in each.seat.devices)
+        against = list(_refuse_company(seating, name, tenants, tenant, request))
         reasons += against
         if not against:
             open_nodes.append((name, free))
@@ -181,8 +196,10 @@ def _find_cores(box: Box, tenant: str, request: Request) -> Found:
                 left -= len(free[:left])
         seats = [Seat(tuple(names), cores=tuple(cores))]
     if not seats:
+        notes = {node.name: f" ({node.note})" if node.note else "" for node in seating.nodes}
         reasons += [
-            Reason(name, "cores", f"{len(free)} of {request.cores} cores are free") for name, free in open_nodes
+            Reason(name, "cores", f"{len(free)} of {request.cores} cores are free{notes[name]}")
+            for name, free in open_nodes
         ]
     return Found(tuple(seats), tuple(reasons))
 

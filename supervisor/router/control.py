@@ -28,7 +28,7 @@ class Control:
         self._socket: socket.socket | None = None
         self._frames = FrameReader(_MAX_SNAPSHOT)
         self._unsent = bytearray()
-        self._begins = True
+        self._begins = self._counts_anew = True
         self.told_to_end = False
         router.tell = self._say
         self._connect()
@@ -45,6 +45,7 @@ class Control:
     def close(self) -> None:
         """Hang up."""
         if self._socket is not None:
+            self._say(self._router.usage(anew=True))  # nobody can ask for it later
             self._loop.unwatch(self._socket.fileno())
             self._socket.close()
             self._socket = None
@@ -59,7 +60,7 @@ class Control:
             return
         link.setblocking(False)
         self._socket = link
-        self._begins = True
+        self._begins = self._counts_anew = True
         self._frames = FrameReader(_MAX_SNAPSHOT)
         self._unsent.clear()
         self._loop.watch(link.fileno(), self._read)
@@ -70,6 +71,8 @@ class Control:
                 self._say({"op": "lost", "slot": slot.view.id, "ran": slot.running})
             elif slot.drained_told:
                 self._say({"op": "drained", "slot": slot.view.id})
+            elif slot.overran and slot.in_flight:
+                self._router.tell_overrun(slot)
         _log.info("daemon connected")
 
     def _read(self) -> None:
@@ -101,6 +104,9 @@ class Control:
                 self._say({"op": "stats", "tenants": self._router.statistics()})
             case {"op": "activity"}:
                 self._say({"op": "activity", "tenants": self._router.activity()})
+            case {"op": "usage"}:
+                self._say(self._router.usage(anew=self._counts_anew))
+                self._counts_anew = False
             case {"op": "shutdown"}:
                 self.told_to_end = True
                 self._loop.stop()

@@ -22,13 +22,22 @@ _clock = time.monotonic_ns
 
 
 class Dispatch:
-    """Moves requests from lines to workers. *expire* gets each request whose deadline passed while it waited."""
+    """Moves requests from lines to workers.
 
-    def __init__(self, loop: Loop, expire: Callable[[Request], None]) -> None:
+    *expire* gets each request whose deadline passed while it waited, *overrun* each batch that kept a device too long.
+    """
+
+    def __init__(self, loop: Loop, expire: Callable[[Request], None], overrun: Callable[[Batch], None]) -> None:
         self._loop = loop
         self._expire = expire
+        self._overrun = overrun
         self._gates: dict[str, Gate] = {}  # by device
         self._tenants: dict[str, Tenant] = {}
+
+    @property
+    def gates(self) -> Iterable[Gate]:
+        """Those of the devices that tenants take turns on."""
+        return self._gates.values()
 
     def set_devices(self, devices: Iterable[DeviceView]) -> None:
         """These are what tenants take turns on."""
@@ -38,9 +47,9 @@ class Dispatch:
         for name, device in wanted.items():
             gate = self._gates.get(name)
             if gate is None:
-                self._gates[name] = Gate(device, self._loop, self._send_next)
+                self._gates[name] = Gate(device, self._loop, self._form_next, self._overrun)
             else:
-                gate.device = device
+                gate.set_device(device)
         self.update(self._tenants.values())
 
     def add(self, tenant: Tenant) -> None:
@@ -54,7 +63,7 @@ class Dispatch:
             gate = self._gates.get(tenant.view.turns_on)
             if tenant.gate is not gate:
                 if tenant.gate is not None:
-                    tenant.gate.remove(tenant)
+                    tenant.gate.remove(tenant.view.name)
                 if gate is not None:
                     gate.add(tenant)
                 tenant.gate = gate
@@ -67,7 +76,7 @@ class Dispatch:
         """It is gone."""
         self._tenants.pop(tenant.view.name, None)
         if tenant.gate is not None:
-            tenant.gate.remove(tenant)
+            tenant.gate.remove(tenant.view.name)
             tenant.gate = None
 
     def pump(self, tenant: Tenant) -> None:
@@ -75,8 +84,8 @@ class Dispatch:
         if tenant.gate is not None:
             tenant.gate.pump(tenant)
         elif tenant.waiting:
-            while self._send_next(tenant, tenant.max_inflight) is not None:
-                pass
+            while (batch := self._form_next(tenant, tenant.max_inflight)) is not None:
+                batch.slot.send_batch(batch, _clock())
         if tenant.held_off and tenant.queued * _HALF <= tenant.queue_max:
             tenant.held_off = False
             tenant.ingress.resume()
@@ -108,7 +117,7 @@ class Dispatch:
     def answered(self, request: Request, slot: SlotLink) -> None:
         """A worker has answered. A batch is charged when it has answered all of it.
 
-        The charge is the time from when the worker was free for it to now, by this process's own clock.
+        The charge is the time of its turns, else from when the worker was free for it to now, by this process's clock.
         """
         line = request.line
         tenant = request.session.tenant
@@ -117,19 +126,21 @@ class Dispatch:
         request.slot = None
         batch = request.batch
         requests = 1
+        now_ns = _clock()
         if batch is not None:
             batch.left -= 1
             if batch.left:
                 return
             requests = len(batch.requests)
-        now_ns = _clock()
-        cost_ns = now_ns - max(request.sent_ns, slot.free_ns)
+        if batch is not None and batch.gate is not None:
+            cost_ns = batch.gate.release(batch, now_ns)
+            batch.gate.settle(batch, now_ns)
+        else:
+            cost_ns = now_ns - max(request.sent_ns, slot.free_ns)
         slot.free_ns = now_ns
         slot.batches -= 1
         line.answered(requests, cost_ns, now_ns)
         tenant.busy_ns += cost_ns
-        if batch is not None and batch.gate is not None:
-            batch.gate.settle(batch, tenant, cost_ns, now_ns)
 
     def abandon(self, orphans: Iterable[Request], slot: SlotLink) -> None:
         """These were in flight at a worker that is gone: what it had of them is charged."""
@@ -137,8 +148,8 @@ class Dispatch:
             self.answered(request, slot)
             request.batch = None
 
-    def _send_next(self, tenant: Tenant, at_once: int) -> Batch | None:
-        """Dispatch the tenant's next batch to a worker that has fewer than *at_once*; None when there is none."""
+    def _form_next(self, tenant: Tenant, at_once: int) -> Batch | None:
+        """Take the tenant's next batch, for a worker that has fewer than *at_once*; None when there is none."""
         for line in _in_order(tenant):
             while line.queued and not line.is_held() and not 0 < tenant.concurrency_max <= tenant.in_flight:
                 slot = _pick(line, at_once)
@@ -153,11 +164,9 @@ class Dispatch:
                     break
                 requests = [request for request in tenant.take(line) if not self._is_late(request, now_ns)]
                 if requests:
-                    batch = Batch(line, slot, requests)
                     line.in_flight += len(requests)
                     tenant.in_flight += len(requests)
-                    slot.send_batch(batch, now_ns)
-                    return batch
+                    return Batch(line, slot, requests)
         return None
 
     def _is_late(self, request: Request, now_ns: int) -> bool:

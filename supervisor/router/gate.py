@@ -1,9 +1,16 @@
-"""The gate: only so many batches run at once on this box, and tenants take turns in the order of the fair queue.
+"""The gate of a device: only so many batches run there at once, and tenants take turns in the order of the fair queue.
 
-Guarantees: a request of a tenant that was idle waits for at most one batch of somebody else, the one that runs; nothing
-is sent ahead to a worker. A batch that outlives its lease gives its turn to others while it goes on, and is charged to
-the end: who hangs holds up nobody. A tenant that is alone here does not pay for the queue: it is charged from
-when somebody else comes, as the queue remembers nothing older than a batch anyway.
+Guarantees: a request of a tenant that was idle waits for at most one batch of somebody else, the one that runs, or
+what is left of its turn where it can yield. A batch that is still there when its time is over loses its turn to others
+while it goes on, and is charged to the end: who hangs holds up nobody. A tenant that is alone here does not pay for the
+queue: it is charged from when somebody else comes, as the queue remembers nothing older than a batch anyway.
+
+On a device with turns (``turn_ms``) the one that is next is at its worker already, and waits there for its lease
+page: when a turn ends, a word in a page and a packet begin the next one. Who may run, and since when, is written there
+by this process and measured by its clock; a worker is asked for nothing but to yield.
+
+What is next was picked while the batch before ran, by the estimate of that one. So an estimate that was wrong is put
+right one batch later than without; the bounds of the fair queue hold with one more batch of each.
 """
 
 import time
@@ -12,34 +19,60 @@ from typing import Final
 
 import structlog
 
+from bedsit.ipc.leasepage import Turn
 from bedsit.ipc.snapshot import DeviceView
 from bedsit.supervisor.router.fairqueue import FairQueue
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.requests import Batch
+from bedsit.supervisor.router.slots import SlotLink
 from bedsit.supervisor.router.tenants import Tenant
 
-_LOOK_S: Final = 0.05  # how often it is looked for leases that are over
+_LOOK_S: Final = 0.05  # how often it is looked for turns that are over
+_CLASSES: Final = {"realtime": 0, "interactive": 1, "batch": 2}
 _log = structlog.get_logger("router.gate")
+_clock = time.monotonic_ns
 
 
 class Gate:
-    """Lets the batches of *device* run. *send_next* dispatches a tenant's next one, or gives None."""
+    """Lets the batches of *device* run.
+
+    *form_next* takes a tenant's next batch out of its line, or gives None; *on_overrun* hears of one that has kept a
+    strict device for too long.
+    """
 
     def __init__(
         self,
         device: DeviceView,
         loop: Loop,
-        send_next: Callable[[Tenant, int], Batch | None],
+        form_next: Callable[[Tenant, int], Batch | None],
+        on_overrun: Callable[[Batch], None],
     ) -> None:
-        self.device = device
         self._loop = loop
+        self._form_next = form_next
+        self._on_overrun = on_overrun
         self._tenants: dict[str, Tenant] = {}
-        self._send_next = send_next
         self._queue = FairQueue()
         self._woken: set[str] = set()  # tenants that wait, as the queue knows
-        self._leased: dict[Batch, int] = {}  # until when, oldest first
+        self._running: dict[Batch, None] = {}  # those that have a turn, oldest first
+        self._parked: dict[str, list[Batch]] = {}  # at a worker without a turn, by tenant: sent ahead, or yielded
+        self._overran: dict[Batch, None] = {}  # their turn was taken away, and they run on
+        self._next: Batch | None = None  # of those parked, who gets the next turn
+        self._heirs: set[SlotLink] = set()  # slots that had a turn of the router before, and may be at it still
+        self._heirs_until_ns = 0
         self._closed = False
+        self.set_device(device)
         self._watching = False
+        self._began_ns = self._free_ns = _clock()  # since when nobody has a turn, where nobody has
+        self.idle_ns = 0  # in which nobody had one
+        self.gaps_ns = 0  # the part of it in which somebody waited
+
+    # --- who is here -----------------------------------------------------------------------------------------------
+
+    def set_device(self, device: DeviceView) -> None:
+        """Its terms, from the next turn on."""
+        self.device = device
+        self._turn_ns = int(device.turn_ms * 1e6)
+        self._hard_ns = int(device.hard_ms * 1e6)
 
     def add(self, tenant: Tenant) -> None:
         """A tenant that may have work; ``update`` says on which terms."""
@@ -57,82 +90,294 @@ class Gate:
             except ValueError as e:  # the daemon sees to it that all of them are at most 1 together
                 _log.error("no such minimum share", tenant=view.name, why=str(e))
 
-    def remove(self, tenant: Tenant) -> None:
-        """It is gone; what it runs ends on nobody's account."""
-        del self._tenants[tenant.view.name]
-        self._woken.discard(tenant.view.name)
-        self._queue.remove(tenant.view.name)
+    def remove(self, name: str) -> None:
+        """The tenant is gone, or takes no turns here any more; what it runs ends on nobody's account."""
+        del self._tenants[name]
+        self._woken.discard(name)
+        self._queue.remove(name)
+        self._let_run_on(self._parked.pop(name, []))
+        self._let_run_on([batch for batch in self._running if batch.tenant.view.name == name])
 
     def close(self) -> None:
-        """There is no gate any more."""
+        """There is no gate any more; whoever is here is removed by and by."""
         self._closed = True
-        self._leased.clear()
+
+    def measure(self, now_ns: int) -> tuple[int, int, int]:
+        """Nanoseconds since it began: all, those in which nobody had a turn, and of these those with somebody waiting."""
+        idle_ns = 0 if self._running else now_ns - self._free_ns
+        return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
+
+    def inherit(self, slot: SlotLink) -> None:
+        """A slot that had a turn of the router before this one: until it is heard of, nobody else gets one."""
+        if self._turn_ns:
+            slot.page.revoke()
+            self._heirs.add(slot)
+            self._heirs_until_ns = _clock() + self._hard_ns
+            self._watch()
+
+    def disinherit(self, slot: SlotLink) -> None:
+        """It is back, or gone."""
+        if slot in self._heirs:
+            self._heirs.discard(slot)
+            self._take_turns()
+
+    def lose(self, slot: SlotLink) -> None:
+        """Its worker hung up: what it runs has no turn any more, what it was sent ahead gets none."""
+        self._heirs.discard(slot)
+        for batch in [batch for batch in self._running if batch.slot is slot]:
+            self._take_away(batch, _clock())
+        for name in list(self._parked):
+            self._keep_parked(name, lambda batch: batch.slot is not slot)
+        self._take_turns()
+
+    # --- turns -----------------------------------------------------------------------------------------------------
 
     def pump(self, tenant: Tenant) -> None:
         """Something changed for this tenant: let run what may."""
         if self._is_alone(tenant):
-            while len(self._leased) < self.device.parallel and self._let(tenant) is not None:
+            self._rest(tenant.view.name)
+            while len(self._running) < self.device.parallel and self._let(tenant):
                 pass
             return
-        self._note(tenant)
+        if self._note(tenant):
+            self._press(tenant)
         self._take_turns()
 
-    def settle(self, batch: Batch, tenant: Tenant, cost_ns: int, now_ns: int) -> None:
-        """A batch is done, and cost so much. ``pump`` comes next."""
-        self._leased.pop(batch, None)
-        if batch.charged and not self._closed and self._tenants.get(tenant.view.name) is tenant:
-            self._queue.settle(tenant.view.name, batch.estimate_ns, cost_ns, now_ns)
+    def release(self, batch: Batch, now_ns: int) -> int:
+        """A batch is done: its turn ends, and the next begins. Gives what it took in all; ``settle`` comes next."""
+        self._stop(batch, now_ns)
+        self._overran.pop(batch, None)
+        self._unpark(batch)
+        if self._next is not None and len(self._running) < self.device.parallel:
+            self._resume(self._next, now_ns)
+        return batch.spent_ns
+
+    def settle(self, batch: Batch, now_ns: int) -> None:
+        """Charge what it took since it was charged last. ``pump`` comes next."""
+        name = batch.tenant.view.name
+        if batch.charged and batch.tenant.gate is self:
+            self._queue.settle(name, batch.estimate_ns, batch.spent_ns - batch.charged_ns, now_ns)
+        batch.charged = False
+        batch.charged_ns = batch.spent_ns
+
+    def take_back(self, slot: SlotLink) -> bool:
+        """The worker of *slot* yields: its batch waits for another turn. False when it has none, or none that is over.
+
+        It is woken then: it may have been told otherwise a moment ago.
+        """
+        now_ns = _clock()
+        batch = next((batch for batch in (*self._running, *self._overran) if batch.slot is slot), None)
+        if batch is None or not slot.page.is_over(now_ns):
+            slot.resume()
+            return False
+        self._stop(batch, now_ns)
+        self._overran.pop(batch, None)
+        self._parked.setdefault(batch.tenant.view.name, []).append(batch)
+        if self._next is not None and len(self._running) < self.device.parallel:
+            self._resume(self._next, now_ns)
+        self.settle(batch, now_ns)
+        self.pump(batch.tenant)
+        return True
 
     def _is_alone(self, tenant: Tenant) -> bool:
         """Whether nobody else waits or runs."""
-        return not self._woken and all(batch.tenant is tenant for batch in self._leased)
+        return (
+            not self._heirs
+            and self._woken <= {tenant.view.name}
+            and all(batch.tenant is tenant for batch in self._running)
+        )
 
-    def _note(self, tenant: Tenant) -> None:
+    def _note(self, tenant: Tenant, *, waits: bool = False) -> bool:
+        """Whether the tenant waits, as it did not before."""
         name = tenant.view.name
-        if tenant.waiting:
-            if name not in self._woken:
-                self._woken.add(name)
-                self._queue.wake(name)
-        elif name in self._woken:
+        if not waits and not tenant.waiting and name not in self._parked:
+            self._rest(name)
+        elif name not in self._woken:
+            self._woken.add(name)
+            self._queue.wake(name)
+            return True
+        return False
+
+    def _rest(self, name: str) -> None:
+        if name in self._woken:
             self._woken.discard(name)
             self._queue.rest(name)
 
+    def _press(self, newcomer: Tenant) -> None:
+        """Somebody waits who did not: who runs alone has a turn from now on, and a lower class yields at once."""
+        self._next = None  # the newcomer may go before it
+        now_ns = _clock()
+        level = _CLASSES[newcomer.view.service_class]
+        for batch in self._running:
+            batch.pressed_ns = batch.pressed_ns or now_ns
+            if not batch.charged:
+                batch.charged_ns = batch.ran_ns(now_ns)  # until now it took nothing from anybody
+                self._note(batch.tenant, waits=True)
+                self._charge(batch, now_ns)
+            if self._turn_ns and level < _CLASSES[batch.tenant.view.service_class]:
+                batch.slot.page.revoke()
+            elif self._turn_ns and batch.slot.page.state == Turn.FREE:
+                batch.slot.page.grant(now_ns + self._turn_ns)
+
     def _take_turns(self) -> None:
+        """Begin turns while there are any to be had, and find out who is next."""
         stuck: set[str] = set()  # they wait for company or for a worker
-        while self._woken and len(self._leased) < self.device.parallel:
-            now_ns = time.monotonic_ns()
-            name = self._queue.pick(now_ns, exclude=stuck)
+        while self._woken and not self._heirs and not self._closed:
+            is_full = len(self._running) >= self.device.parallel
+            if is_full and (self._next is not None or not self._turn_ns):
+                return
+            name = self._queue.pick(_clock(), exclude=stuck)
             if name is None:
                 return
             tenant = self._tenants[name]
-            batch = self._let(tenant)
-            if batch is None:
-                stuck.add(name)
+            if not is_full:
+                done = self._let(tenant)
+            elif any(batch.tenant is tenant for batch in self._running):
+                return  # it goes on after itself: nothing can be sent ahead to a worker that runs
             else:
-                batch.estimate_ns = batch.line.cost_ns * len(batch.requests)
-                batch.charged = True
-                self._queue.start(name, batch.estimate_ns, now_ns)
+                done = self._send_ahead(tenant)
+            if not done:
+                stuck.add(name)
             self._note(tenant)
 
-    def _let(self, tenant: Tenant) -> Batch | None:
-        """Dispatch the tenant's next batch, with a lease; None when it has none that can go."""
-        batch = self._send_next(tenant, 1)
+    def _let(self, tenant: Tenant) -> bool:
+        """Give the tenant's next batch a turn, if it has one that can go."""
+        now_ns = _clock()
+        parked = self._parked.get(tenant.view.name)
+        if parked:
+            self._resume(parked[0], now_ns)
+            return True
+        batch = self._form(tenant)
+        if batch is None:
+            return False
+        self._open(batch, now_ns)
+        batch.slot.send_batch(batch, now_ns)
+        self._book(batch, now_ns)
+        return True
+
+    def _send_ahead(self, tenant: Tenant) -> bool:
+        """Have the tenant's next batch at its worker, to be the next to run, if it has one that can go."""
+        parked = self._parked.get(tenant.view.name)
+        batch = parked[0] if parked else self._form(tenant)
+        if batch is None:
+            return False
+        if not parked:
+            batch.slot.page.revoke()
+            batch.slot.send_batch(batch, _clock())
+            self._parked[tenant.view.name] = [batch]
+        self._next = batch
+        return True
+
+    def _form(self, tenant: Tenant) -> Batch | None:
+        if self.device.strict and any(batch.tenant is tenant for batch in self._overran):
+            return None  # its slot is about to be ended
+        batch = self._form_next(tenant, 1)
         if batch is not None:
             batch.gate = self
-            self._leased[batch] = time.monotonic_ns() + int(self.device.hard_ms * 1e6)
-            if not self._watching:
-                self._watching = True
-                self._loop.later(_LOOK_S, self._end_leases)
         return batch
 
-    def _end_leases(self) -> None:
-        self._watching = bool(self._leased) and not self._closed
+    def _resume(self, batch: Batch, now_ns: int) -> None:
+        """The turn of one that is at its worker already."""
+        self._open(batch, now_ns)
+        batch.slot.resume()
+        self._unpark(batch)
+        self._book(batch, now_ns)
+
+    def _open(self, batch: Batch, now_ns: int) -> None:
+        """Begin a turn. Its page says so before the worker is told."""
+        is_wanted = not self._woken <= {batch.tenant.view.name}  # by others
+        if self._turn_ns and is_wanted:
+            batch.slot.page.grant(now_ns + self._turn_ns)
+        elif self._turn_ns:
+            batch.slot.page.free()
+        if not self._running:
+            self.idle_ns += now_ns - self._free_ns
+            if self._woken:
+                self.gaps_ns += now_ns - self._free_ns
+        self._running[batch] = None
+        batch.began_ns = now_ns
+        batch.pressed_ns = now_ns if is_wanted or not self.device.strict else 0
+
+    def _book(self, batch: Batch, now_ns: int) -> None:
+        """What can be done once it runs."""
+        if batch.tenant.view.name in self._woken:
+            self._charge(batch, now_ns)
+        self._watch()
+
+    def _charge(self, batch: Batch, now_ns: int) -> None:
+        """Its tenant, which waits, pays from now on, at first as was estimated."""
+        batch.estimate_ns = max(0, batch.line.cost_ns * len(batch.requests) - batch.ran_ns(now_ns))
+        batch.charged = True
+        self._queue.start(batch.tenant.view.name, batch.estimate_ns, now_ns)
+        self._note(batch.tenant)
+
+    def _stop(self, batch: Batch, now_ns: int) -> None:
+        """What it runs is over, with a turn or without."""
+        if batch.began_ns:
+            took_ns = now_ns - batch.began_ns
+            batch.spent_ns += took_ns
+            batch.line.turns_ns += took_ns
+            batch.began_ns = 0
+        if batch in self._running:
+            self._close_turn(batch, now_ns)
+
+    def _close_turn(self, batch: Batch, now_ns: int) -> None:
+        del self._running[batch]
+        if not self._running:
+            self._free_ns = now_ns
+        if self._turn_ns and batch.tenant.gate is self:
+            batch.slot.page.revoke()
+
+    def _take_away(self, batch: Batch, now_ns: int) -> None:
+        """Its turn is over; it runs on, and is charged for it."""
+        self._close_turn(batch, now_ns)
+        self._overran[batch] = None
+
+    def _unpark(self, batch: Batch) -> None:
+        if self._next is batch:
+            self._next = None
+        if batch in self._parked.get(batch.tenant.view.name, ()):
+            self._keep_parked(batch.tenant.view.name, lambda each: each is not batch)
+
+    def _keep_parked(self, name: str, is_kept: Callable[[Batch], bool]) -> None:
+        if self._next is not None and not is_kept(self._next):
+            self._next = None
+        kept = [batch for batch in self._parked[name] if is_kept(batch)]
+        if kept:
+            self._parked[name] = kept
+        else:
+            del self._parked[name]
+
+    def _let_run_on(self, batches: Sequence[Batch]) -> None:
+        """These take no turns any more."""
+        for batch in batches:
+            if self._next is batch:
+                self._next = None
+            batch.began_ns = batch.began_ns or _clock()
+            if self._turn_ns:
+                batch.slot.page.free()
+                batch.slot.resume()
+
+    # --- who keeps it for too long ---------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
         if not self._watching:
+            self._watching = True
+            self._loop.later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._watching = False
+        if self._closed:
             return
-        now_ns = time.monotonic_ns()
-        over = [batch for batch, until_ns in self._leased.items() if until_ns <= now_ns]
-        for batch in over:
-            del self._leased[batch]
-        if over:
-            self._take_turns()
-        self._loop.later(_LOOK_S, self._end_leases)
+        now_ns = _clock()
+        if self._heirs and now_ns >= self._heirs_until_ns:
+            self._heirs.clear()
+        for batch in list(self._running):
+            is_wanted = not self._woken <= {batch.tenant.view.name}
+            if is_wanted and batch.pressed_ns and now_ns - batch.pressed_ns >= self._hard_ns:
+                self._take_away(batch, now_ns)
+                if self.device.strict:
+                    self._on_overrun(batch)
+        self._take_turns()
+        if self._running or self._heirs:
+            self._watch()

@@ -41,6 +41,9 @@ class Line:
         self.in_flight = 0
         self.cost_ns = 0  # of one request, smoothed
         self.measured = 0
+        self.requests_total = 0  # those that a worker has answered
+        self.busy_ns = 0  # what workers took for them
+        self.turns_ns = 0  # what its batches took of a device, in turns
         self.is_quarantined = False
         self.looked_for_ns = 0  # when somebody will look whether a batch is ripe
         self._queues: tuple[OrderedDict[Request, None], ...] = tuple(OrderedDict() for _ in range(_PRIORITIES))
@@ -148,6 +151,8 @@ class Line:
         """A batch of so many requests took so long, until now."""
         self._expected = self._last_rows + self._queued_rows
         self._free_ns = now_ns
+        self.requests_total += requests
+        self.busy_ns += cost_ns
         each = cost_ns // requests
         self.cost_ns += (each - self.cost_ns) // _SMOOTHING if self.measured else each
         self.measured += 1

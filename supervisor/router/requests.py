@@ -62,12 +62,27 @@ class Request:
 
 
 class Batch:
-    """What was dispatched together, or through the gate: requests of one line, at one slot. One batch is one charge.
+    """What was dispatched together, or through a gate: requests of one line, at one slot. One batch is one charge.
 
-    *left* counts requests without an answer. *gate* let it through, if there was one; if *charged*, with *estimate_ns*.
+    *left* counts requests without an answer. *gate* is whose turns it takes, if there is one: its present one began at
+    *began_ns* (0: it has none), those before took *spent_ns*, of which *charged_ns* are paid; if *charged*, the fair
+    queue counts on *estimate_ns* more. Others wait for its turn to end since *pressed_ns* (0: nobody does).
     """
 
-    __slots__ = ("charged", "estimate_ns", "gate", "left", "line", "requests", "slot", "tenant")
+    __slots__ = (
+        "began_ns",
+        "charged",
+        "charged_ns",
+        "estimate_ns",
+        "gate",
+        "left",
+        "line",
+        "pressed_ns",
+        "requests",
+        "slot",
+        "spent_ns",
+        "tenant",
+    )
 
     def __init__(self, line: "Line", slot: "SlotLink", requests: list[Request]) -> None:
         self.line = line
@@ -77,4 +92,8 @@ class Batch:
         self.tenant = requests[0].session.tenant
         self.gate: Gate | None = None
         self.charged = False
-        self.estimate_ns = 0
+        self.began_ns = self.pressed_ns = self.spent_ns = self.charged_ns = self.estimate_ns = 0
+
+    def ran_ns(self, now_ns: int) -> int:
+        """For how long it has had a turn in all."""
+        return self.spent_ns + (now_ns - self.began_ns if self.began_ns else 0)

@@ -32,10 +32,11 @@ from bedsit.supervisor.router.dispatch import Dispatch
 from bedsit.supervisor.router.ingress import Ingress
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.pressure import Lane, Pressure
-from bedsit.supervisor.router.requests import Request
+from bedsit.supervisor.router.requests import Batch, Request
 from bedsit.supervisor.router.sessions import Session
 from bedsit.supervisor.router.slots import SlotLink
 from bedsit.supervisor.router.tenants import Tenant
+from bedsit.supervisor.router.usage import Usage
 
 _BUDGET: Final = 32
 _SWEEP_S: Final = 0.1
@@ -62,7 +63,7 @@ class Router:
         self._loop = loop
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
-        self._dispatch = Dispatch(loop, self._expire)
+        self._dispatch = Dispatch(loop, self._expire, self._overran)
         self.serial = -1
         self.instance = ""
         self.tenants: dict[str, Tenant] = {}
@@ -76,6 +77,7 @@ class Router:
         lanes.mkdir(exist_ok=True)
         lanes.chmod(0o755)  # whatever the umask says: clients are other users
         self._pressure = Pressure()
+        self._usage = Usage()
         loop.later(_SWEEP_S, self._sweep)
 
     # --- what the daemon says --------------------------------------------------------------------------------------
@@ -112,7 +114,9 @@ class Router:
                 self._dispatch.add(tenant)
                 changed.append(tenant)
             elif view != tenant.view:
+                before = tenant.lines
                 tenant.update(view)
+                self._usage.retire(view.number, [line for key, line in before.items() if key not in tenant.lines])
                 changed.append(tenant)
                 self._end_revoked(tenant)
                 self._refuse_retired(tenant)
@@ -128,6 +132,7 @@ class Router:
         for session in [s for s in self.sessions.values() if s.tenant is tenant]:
             self.end_session(session)
         self._dispatch.remove(tenant)
+        self._usage.retire(tenant.view.number, tenant.lines.values())
         tenant.close()
 
     def _end_revoked(self, tenant: Tenant) -> None:
@@ -157,6 +162,7 @@ class Router:
                     on_ready=self._slot_ready,
                     on_lost=self._slot_lost,
                     on_misbehaved=self._slot_misbehaved,
+                    on_yield=self._slot_yields,
                 )
             except OSError as e:
                 # The slot went away between the snapshot and now; the next snapshot will not have it.
@@ -166,6 +172,8 @@ class Router:
             if tenant.port is not None:
                 self._open_zmq(slot)
             tenant.slots.append(slot)
+            if slot.had_turn:
+                self._inherit(slot, tenant)
             self._tell_if_drained(slot)  # it may be draining since before this router started
 
     def _bury(self, slot: SlotLink) -> None:
@@ -174,6 +182,8 @@ class Router:
         if tenant is not None and slot in tenant.slots:
             tenant.slots.remove(slot)
             tenant.assign_slots()
+            if tenant.gate is not None:
+                tenant.gate.disinherit(slot)
         crashed = error("worker.crashed", "the worker died while it had this request", "see `bedsit events`")
         hung = error("model.timeout", "the call ran for longer than the tenant may", "see `bedsit events`")
         orphans = slot.close()
@@ -210,16 +220,43 @@ class Router:
         if tenant is not None:
             tenant.assign_slots()
             tenant.count_waking(time.monotonic_ns())
+            if tenant.gate is not None:
+                tenant.gate.disinherit(slot)
             self._dispatch.pump(tenant)
 
     def _slot_lost(self, slot: SlotLink) -> None:
         tenant = self.tenants.get(slot.view.tenant)
         if tenant is not None:
             tenant.assign_slots()
+            if tenant.gate is not None:
+                tenant.gate.lose(slot)
         self.tell({"op": "lost", "slot": slot.view.id, "ran": slot.running})
 
     def _slot_misbehaved(self, slot: SlotLink) -> None:
         self.tell({"op": "misbehaved", "slot": slot.view.id, "count": slot.misbehaved})
+
+    def _inherit(self, slot: SlotLink, tenant: Tenant) -> None:
+        if tenant.gate is not None:
+            tenant.gate.inherit(slot)
+        else:
+            slot.page.free()
+
+    def _slot_yields(self, slot: SlotLink) -> bool:
+        tenant = self.tenants.get(slot.view.tenant)
+        return tenant is not None and tenant.gate is not None and tenant.gate.take_back(slot)
+
+    def _overran(self, batch: Batch) -> None:
+        """It kept a device of others for too long: the daemon ends its slot."""
+        slot = batch.slot
+        slot.overran = batch.tenant.view.turns_on
+        self.tell_overrun(slot)
+
+    def tell_overrun(self, slot: SlotLink) -> None:
+        """Say, perhaps once more, that a slot has kept its device for too long."""
+        ran_ns = slot.runs_for_ns(time.monotonic_ns())
+        slot.hung_rid = slot.running_rid
+        device = slot.overran
+        self.tell({"op": "overran", "slot": slot.view.id, "ran": slot.running, "on": device, "after_s": ran_ns / 1e9})
 
     def _tell_if_drained(self, slot: SlotLink) -> None:
         if slot.view.state == "draining" and not slot.in_flight and not slot.drained_told:
@@ -476,6 +513,11 @@ class Router:
                 active[name] = (tenant.busy_ns // 1000, backlog_ns // 1000, tenant.crowded or backlog_ns > 0)
                 tenant.crowded = False
         return active
+
+    def usage(self, *, anew: bool) -> Any:
+        """What was used since this process began, as a message; only what is news unless *anew*."""
+        lines = ((tenant.view.number, line) for tenant in self.tenants.values() for line in tenant.lines.values())
+        return self._usage.tell(lines, self._dispatch.gates, time.monotonic_ns(), anew=anew)
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Counters per tenant; *busy_us* is what its workers were clocked at."""

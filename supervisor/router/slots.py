@@ -22,8 +22,10 @@ from typing import Final
 import structlog
 import zmq
 
+from bedsit.ipc import leasepage
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.fastlane import ROOM
+from bedsit.ipc.leasepage import LeasePage, Turn
 from bedsit.ipc.seqpacket import refuse_descriptors, send_bytes
 from bedsit.ipc.slot import NOTE_BYTES, Note, Word, decode_note, encode_note
 from bedsit.ipc.snapshot import SlotView
@@ -43,6 +45,7 @@ _BUFFER_BYTES: Final = 1 << 20  # of packets under way to one worker; the kernel
 _ZMQ_HELD: Final = 128
 _UCRED: Final = struct.Struct("3i")
 _REQUEST: Final = int(Kind.REQUEST)
+_RESUME: Final = encode_note(Note(Word.RESUME))
 _ANSWERS: Final = (int(Kind.RESPONSE), int(Kind.ERROR))
 _log = structlog.get_logger("router.slot")
 
@@ -64,12 +67,14 @@ class SlotLink:
         on_ready: Notify,
         on_lost: Notify,
         on_misbehaved: Notify,
+        on_yield: Callable[["SlotLink"], bool],
     ) -> None:
         self.update(view)
         self.in_flight: dict[int, Request] = {}
         self.batches = 0  # under way
         self.lost = False
         self.hung_rid = 0  # the call that the daemon was told to be so
+        self.overran = ""  # the device that it kept for too long, as the daemon was told
         self.drained_told = False
         self.misbehaved = 0
         self.received = 0  # packets on the ZeroMQ lane
@@ -78,7 +83,7 @@ class SlotLink:
         self._folder = folder
         self._loop = loop
         self._on_answer, self._on_ready, self._on_lost = on_answer, on_ready, on_lost
-        self._on_misbehaved = on_misbehaved
+        self._on_misbehaved, self._on_yield = on_misbehaved, on_yield
         self._rids = itertools.count(_first_rid())
         self._closed = False
         self._said_ready = False
@@ -91,6 +96,10 @@ class SlotLink:
         self._zmq: ZmqChannel | None = None
         self._zmq_ready = False
         self._cut = False
+        self.page = LeasePage(folder / leasepage.NAME)  # first: a worker that connects finds it
+        self.had_turn = self.page.state == Turn.HELD  # of a router before this one
+        if not self.had_turn:
+            self.page.free()
         self._listener = _listen(folder / "fd.sock")
         loop.watch(self._listener.fileno(), self._accept)
 
@@ -113,7 +122,11 @@ class SlotLink:
     def runs_for_ns(self, now_ns: int) -> int:
         """For how long its worker has been at one request; 0 when it has none."""
         oldest = next(iter(self.in_flight.values()), None)
-        return now_ns - max(oldest.sent_ns, self.free_ns) if oldest is not None else 0
+        if oldest is None:
+            return 0
+        if oldest.batch is not None and oldest.batch.gate is not None:
+            return oldest.batch.ran_ns(now_ns)
+        return now_ns - max(oldest.sent_ns, self.free_ns)
 
     @property
     def lane_is_open(self) -> bool:
@@ -200,6 +213,10 @@ class SlotLink:
         if request.rid in self.in_flight:
             self._post(pack_packet(Kind.CANCEL, request.rid))
 
+    def resume(self) -> None:
+        """Tell the worker to look at its lease page."""
+        self._post(_RESUME)
+
     def forget_arena(self, session: Session) -> None:
         """The session is over and nothing of it is in flight: the worker may unmap its arena."""
         number = session.arena.number
@@ -221,6 +238,7 @@ class SlotLink:
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         self._hang_up()
+        self.page.close()
         orphans = [self.in_flight[rid] for rid in sorted(self.in_flight)]
         for request in orphans:
             request.session.in_flight -= 1
@@ -345,6 +363,10 @@ class SlotLink:
 
     def _note(self, data: bytes) -> None:
         note = decode_note(data)
+        if note.word == Word.YIELD:
+            if note.size != self.page.epoch or not self._on_yield(self):
+                self._misbehave("the end of a turn that it does not have, or that is not over")
+            return
         if note.word != Word.MAPPED or note.number not in self._given or note.number in self._mapped:
             self._misbehave("an acknowledgement of nothing")
             return

@@ -25,10 +25,16 @@ def find_verbs() -> Iterator[tuple[str, ...]]:
     """Every command there is."""
     for name, entry in COMMANDS.items():
         command = get_command(importlib.import_module(entry.module).app)
-        if isinstance(command, TyperGroup):
-            yield from ((name, verb) for verb in command.commands)
-        else:
-            yield (name,)
+        yield from find_below((name,), command)
+
+
+def find_below(words: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
+    """The verbs of a noun, and of a noun in it."""
+    if not isinstance(command, TyperGroup):
+        yield words
+        return
+    for name, inner in command.commands.items():
+        yield from find_below((*words, name), inner)
 
 
 VERBS = list(find_verbs())
@@ -100,8 +106,9 @@ def test_every_verb_has_examples_that_it_understands(words: tuple[str, ...]) -> 
     app = importlib.import_module(COMMANDS[words[0]].module).app
     command = get_command(app)
     root = typer.Context(command, info_name="bedsit")
-    if isinstance(command, TyperGroup):
-        command = command.commands[words[1]]
+    for word in words[1:]:
+        assert isinstance(command, TyperGroup)
+        command = command.commands[word]
     page = command.get_help(typer.Context(command, info_name=" ".join(words), parent=root))
     assert command.help
     examples = command.examples.strip().splitlines()

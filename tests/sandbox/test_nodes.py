@@ -140,7 +140,7 @@ def test_what_no_slot_may_have_is_never_ordered(tmp_path: Path, name: str) -> No
 )
 def test_a_name_that_is_no_gpus_is_no_order(name: str) -> None:
     """There is no way out of the slot's /dev, and none to another kind of device."""
-    with pytest.raises(BedsitError, match=r"device\.unusable"):
+    with pytest.raises(BedsitError, match=r"device\.degraded"):
         find_nodes([f"/dev/{name}"])
     for nodes in ([[name, "/dev/null", 1, 3]], [["nvidia0", "/dev/nvidia0", 195, 0]] * 2, [["nvidia0"]], 7):
         with pytest.raises(BedsitError, match=r"wire\.malformed"):
@@ -161,5 +161,5 @@ def test_a_node_that_is_not_there_says_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(BedsitError, match=why) as caught:
             find_nodes([str(made), source])
-        assert caught.value.code == "device.unusable"
+        assert caught.value.code == "device.degraded"
     assert find_nodes([str(made)], root="/proc/self/root") == (Node("nvidia0", str(made), MAJOR, 0),)

@@ -46,6 +46,9 @@ def test_reads_requests_with_defaults() -> None:
         ({"v": 1, "op": "events", "args": {"limit": 0}}, "limit"),
         ({"v": 1, "op": "tenant.set", "args": {"name": "a", "wieght": 1}}, "did you mean 'weight'?"),
         ({"v": 1, "op": "model.set", "args": {"tenant": "a", "name": "m", "weight": 1}}, "takes no 'weight'"),
+        ({"v": 1, "op": "device.partition.plan", "args": {"gpu": "MIG-1"}}, "plan: gpu takes the beginning of a GPU's"),
+        ({"v": 1, "op": "device.partition.plan", "args": {"gpus": "0"}}, "did you mean 'gpu'?"),
+        ({"v": 1, "op": "device.partition.apply", "args": {"token": "no"}}, "apply: token takes the word that"),
         ({"v": 1, "op": "model.set", "args": {"tenant": "a"}}, "missing required field `name`"),
     ],
 )

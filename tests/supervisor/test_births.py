@@ -24,12 +24,15 @@ from bedsit.sandbox.cgroup import Limits, detect
 from bedsit.sandbox.inspect import LAYERS
 from bedsit.supervisor import starters
 from bedsit.supervisor import stimuli as on
-from bedsit.supervisor.births import Birth, Needs
+from bedsit.supervisor.births import Birth
 from bedsit.supervisor.config import load_config
+from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import now_text
+from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.folders import Folders, find_router_ids, make_folders
 from bedsit.supervisor.generations import Generations
+from bedsit.supervisor.needs import Needs
 from bedsit.supervisor.records import Records
 from bedsit.supervisor.recovery import Recovery
 from bedsit.supervisor.registry import Registry
@@ -244,7 +247,7 @@ def test_a_device_on_which_cuda_does_not_start_is_no_slot() -> None:
         async with open_nursery(BoastingStarter) as nursery:
             nursery.slots.build("s1", GPU)
             why = (await nursery.expect(on.SlotRefused)).why
-            assert why.startswith("device.unusable: CUDA does not start: ")
+            assert why.startswith("device.degraded: CUDA does not start: ")
             assert "bedsit device list" in why
             assert nursery.left() == []
             nursery.slots.build("s2")
@@ -274,7 +277,14 @@ def test_a_later_daemon_adopts_it_with_its_device(*, knows_nodes: bool) -> None:
             try:
                 uids = UidPairs(later.room.config.uid_base, later.room.config.uid_count)
                 recovery = Recovery(
-                    folders, later.room.backend, registry, later.room.records, events, uids, later.slots
+                    folders,
+                    later.room.backend,
+                    registry,
+                    later.room.records,
+                    events,
+                    uids,
+                    later.slots,
+                    Cores(registry, later.slots, Devices(lambda _: None)),
                 )
                 await recovery.adopt_all(nursery.heard.put_nowait)
                 adopted = await nursery.expect(on.SlotAdopted)

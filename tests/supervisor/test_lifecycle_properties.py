@@ -14,7 +14,8 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.lifecycle import House
-from bedsit.supervisor.policy import ModelSet, Policy
+from bedsit.supervisor.placement.seating import Seat
+from bedsit.supervisor.policy import Hold, ModelSet, Policy
 from bedsit.supervisor.stimuli import Timer
 from bedsit.supervisor.tenancy import Limits
 
@@ -29,7 +30,8 @@ POLICIES = st.builds(
 )
 PLACES = st.sampled_from([None, (1, 1), (1, 2), (9, 9)])
 PROFILES = st.sampled_from(["standard", "subprocess"])
-DEVICES = st.sampled_from(["", "", "gpu0", "gpu1"])
+SEATS = st.sampled_from([None, None, Seat(("gpu0",)), Seat(("gpu1",)), Seat(("cpu0",), cores=(1,))])
+HOLDS: st.SearchStrategy[Hold] = st.sampled_from(["", "", "unseen", "degraded"])
 CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 0")])
 POOL, MOST, FORKS = 2, 5, 3
 
@@ -164,12 +166,18 @@ class Shell(RuleBasedStateMachine):
         generation, self.zygote = self.zygote, 0
         self.hear(on.ZygoteDown(generation, "gone"))
 
-    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES, policy=POLICIES, device=DEVICES)
+    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES, policy=POLICIES, seat=SEATS)
     def set_tenant(
-        self, *, tenant: str, running: bool, models: ModelSet, profile: Profile, policy: Policy, device: str
+        self, *, tenant: str, running: bool, models: ModelSet, profile: Profile, policy: Policy, seat: Seat | None
     ) -> None:
         """The operator wishes."""
-        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy, device=device))
+        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy, seat=seat))
+        self.hear(on.SeatSeen(tenant, "", ""))
+
+    @rule(tenant=TENANTS, state=HOLDS)
+    def look_at_seat(self, tenant: str, state: Hold) -> None:
+        """The device of a seat can be used, or not."""
+        self.hear(on.SeatSeen(tenant, state, "why" if state else ""))
 
     @rule(tenant=TENANTS, models=SETS, policy=POLICIES)
     def start_tenant(self, *, tenant: str, models: ModelSet, policy: Policy) -> None:

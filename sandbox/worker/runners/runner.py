@@ -13,6 +13,7 @@ class Runner:
     """A loaded model."""
 
     def __init__(self, bundle: Bundle, call: Callable[..., Any]) -> None:
+        self.bundle = bundle
         self.manifest = bundle.manifest
         self.rooms = bundle.rooms
         self._call = call

@@ -5,7 +5,9 @@ from typing import Any
 
 import pynvml
 
+from bedsit.supervisor.devices.model import Placement
 from bedsit.supervisor.devices.nvml.calls import Calls
+from bedsit.supervisor.devices.nvml.cutter import Cutter, HalfDone
 from bedsit.supervisor.devices.nvml.listener import Listener
 from bedsit.supervisor.devices.nvml.reader import Reader
 from bedsit.supervisor.devices.reports import Refusal, to_wire
@@ -18,12 +20,15 @@ class Answers:
         self._offer = offer
         self._calls = Calls(lambda name: send({"calling": name}))
         self._reader = Reader(self._calls)
+        self._cutter = Cutter(self._calls)
         self._listener: Listener | None = None
 
     def give(self, question: dict[str, Any]) -> dict[str, Any]:
         """The answer to one question; also to one that is none."""
         try:
             return {"answer": to_wire(self._ask(question))}
+        except HalfDone as e:
+            return {"refused": to_wire(Refusal(e.cause.value, e.call, str(e.cause), str(e)))}
         except pynvml.NVMLError as e:
             return {"refused": to_wire(Refusal(e.value, self._calls.last, str(e)))}
 
@@ -35,6 +40,12 @@ class Answers:
                 return self._reader.read_gpu(index)
             case {"ask": "listen"}:
                 return self._listen()
+            case {"ask": "create", "uuid": str(uuid), "profile": int(profile), "start": int(start), "size": int(size)}:
+                return self._cutter.create(uuid, profile, Placement(start, size))
+            case {"ask": "finish", "uuid": str(uuid), "gpu_instance": int(number), "profile": int(profile)}:
+                return self._cutter.finish(uuid, number, profile)
+            case {"ask": "destroy", "uuid": str(uuid), "gpu_instance": int(number), "profile": int(profile)}:
+                return self._cutter.destroy(uuid, number, profile)
         return None
 
     def _listen(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pynvml
 
 from bedsit.supervisor.devices.cores import find_numa_node
-from bedsit.supervisor.devices.model import Capability, MigMode, Placement, Process, Profile
+from bedsit.supervisor.devices.model import Bare, Capability, MigMode, Placement, Process, Profile
 from bedsit.supervisor.devices.nvml.calls import Calls
 from bedsit.supervisor.devices.reports import (
     MAX_INSTANCES,
@@ -55,6 +55,10 @@ class Reader:
         mig: MigMode = "unsupported" if modes is None else "on" if modes[0] else "off"
         if uuid not in self._profiles:  # a card's sizes do not change
             self._profiles[uuid] = () if modes is None else self._read_profiles(handle)
+        # Before the devices in them: what somebody else is making now is not taken for one that was left half made.
+        made = self._list_instances(handle, self._profiles[uuid]) if mig == "on" else ()
+        instances = self._read_instances(handle) if mig == "on" else ()
+        full = {instance.gpu_instance for instance in instances}
         processes = attempt("nvmlDeviceGetComputeRunningProcesses", handle) or []
         found = attempt("nvmlDeviceGetPciInfo", handle)
         pci = found.busId if found is not None else ""
@@ -70,7 +74,8 @@ class Reader:
             mig_pending=modes is not None and modes[0] != modes[1],
             capabilities=self._find_capabilities(handle, has_mig=modes is not None),
             profiles=self._profiles[uuid],
-            instances=self._read_instances(handle) if mig == "on" else (),
+            instances=instances,
+            bare=tuple(each for each in made if each.gpu_instance not in full),
             processes=tuple(map(_read_process, processes[:MAX_PROCESSES])),
             processes_left_out=max(0, len(processes) - MAX_PROCESSES),
         )
@@ -134,6 +139,21 @@ class Reader:
         if self._calls.attempt("nvmlDeviceGetGpuInstancePossiblePlacements", handle, profile, *references) is None:
             return ()
         return tuple(Placement(place.start, place.size) for place in room[: min(count.value, _MOST_PLACEMENTS)])
+
+    def _list_instances(self, handle: Any, profiles: tuple[Profile, ...]) -> tuple[Bare, ...]:
+        """All GPU instances, with or without a compute instance in them."""
+        found = []
+        for profile in profiles:
+            # SAFETY: as above; there is room for as many as NVML says that there can be of this profile.
+            room = (pynvml.c_nvmlGpuInstance_t * profile.count_max)()
+            count = ctypes.c_uint(profile.count_max)
+            if self._calls.attempt("nvmlDeviceGetGpuInstances", handle, profile.id, room, ctypes.byref(count)) is None:
+                continue
+            for instance in room[: min(count.value, profile.count_max)]:
+                info = self._calls.attempt("nvmlGpuInstanceGetInfo", instance)
+                if info is not None:  # it was destroyed meanwhile
+                    found.append(Bare(info.id, profile.id, Placement(info.placement.start, info.placement.size)))
+        return tuple(found[:MAX_INSTANCES])
 
     def _read_instances(self, handle: Any) -> tuple[InstanceReport, ...]:
         """The MIG devices; their indexes have holes."""

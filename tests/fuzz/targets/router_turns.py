@@ -150,8 +150,8 @@ class Stage:
         """There is a gate: who hangs loses its turn, as if the time of its lease had passed."""
         gate = self.house.router._dispatch._gates.get("")
         assert gate is not None
-        for batch in gate._leased:
-            gate._leased[batch] = 0
+        for batch in gate._running:
+            batch.pressed_ns = 1
         self.house.pass_time(0.3)
 
     def leave(self) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from bedsit.ipc import wire
 from bedsit.ipc.errors import CODES
+from bedsit.ipc.leasepage import LeaseView
 from bedsit.ipc.manifest import Batch, Manifest, TensorSpec
 from bedsit.ipc.wire import Kind
 from bedsit.sandbox.worker.arenas import ArenaTable, Mapped
@@ -19,6 +20,7 @@ from bedsit.sandbox.worker.bundle import Bundle
 from bedsit.sandbox.worker.calls import Calls
 from bedsit.sandbox.worker.lanes import Order
 from bedsit.sandbox.worker.runners import Runner
+from bedsit.sandbox.worker.turns import Turns
 from tests.fuzz.draw import Draw
 from tests.fuzz.oracle import CPU_S, attempt
 from tests.fuzz.shapes import make_packet, make_rows
@@ -58,7 +60,7 @@ def _make_calls() -> tuple[Calls, ArenaTable]:
 
     calls = (lambda x: x + 1, lambda x, n: (x * 2, n), write, lambda x: x)
     models = {key: Runner(bundle, call) for (key, bundle), call in zip(bundles.items(), calls, strict=True)}
-    return Calls(models, arenas), arenas
+    return Calls(models, arenas, Turns(LeaseView.free(), lambda: False, lambda _epoch: None)), arenas
 
 
 _made: dict[str, Any] = {}

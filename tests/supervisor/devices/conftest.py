@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import pytest
 from bedsit.supervisor.devices.helper import Patience
 from bedsit.supervisor.devices.inventory import Change
 from bedsit.supervisor.devices.model import Gpu, Slice
+from bedsit.supervisor.devices.partitions.declared import read_partitions
+from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.watch import Devices, Rhythm
+from bedsit.supervisor.placement.geometry import Placed
 from tests_support.nvml.library import FakeNvml
 
 DEADLINE_S = 30.0
@@ -35,6 +38,11 @@ class Watched:
         self.changes: list[Change] = []
         self._moved = asyncio.Event()
         self.devices = Devices(self._hear, rhythm, patience, proc, unit)
+        self.rhythm = rhythm
+        #: What the keeper of the partitions told, and who sits where.
+        self.told: list[tuple[str, str]] = []
+        self.seats: dict[tuple[str, Placed], tuple[str, ...]] = {}
+        self.partitions = self.declare({})
 
     def _hear(self, change: Change) -> None:
         self.changes.append(change)
@@ -53,6 +61,18 @@ class Watched:
         )
         assert isinstance(found, Change)
         return found
+
+    def declare(self, table: Mapping[str, Sequence[str]], *, creates_missing: bool = False) -> Partitions:
+        """A keeper of what *table* declares."""
+        self.partitions = Partitions(
+            self.devices,
+            read_partitions(table),
+            lambda kind, text: self.told.append((kind, text)),
+            lambda: self.seats,
+            creates_missing=creates_missing,
+            rhythm=self.rhythm,
+        )
+        return self.partitions
 
     def gpu(self, number: int = 0) -> Gpu:
         """The GPU in that place."""
@@ -84,17 +104,24 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., None]]:
         round_s: float = 0.02,
         start_s: float = 20.0,
         unit: Path | None = None,
+        declared: Mapping[str, Sequence[str]] | None = None,
+        creates_missing: bool = True,
     ) -> None:
         async def tell() -> None:
-            watched = Watched(tmp_path / "proc", Rhythm(round_s, 0.0, 0.01, 0.2), Patience(call_s, start_s), unit)
+            patience = Patience(call_s, start_s, cut_s=call_s)
+            watched = Watched(tmp_path / "proc", Rhythm(round_s, 0.0, 0.01, 0.2), patience, unit)
+            keeper = watched.declare(declared or {}, creates_missing=creates_missing)
+            keeping = asyncio.create_task(keeper.run())
             task = asyncio.create_task(watched.devices.run())
             try:
                 assert await watched.devices.wait_looked(DEADLINE_S)
                 await story(watched)
                 assert not task.done(), task
+                assert not (keeping.done() and keeping.exception()), keeping
             finally:
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                keeping.cancel()
+                await asyncio.gather(task, keeping, return_exceptions=True)
                 await watched.devices.close()
 
         asyncio.run(tell())

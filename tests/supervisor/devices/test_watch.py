@@ -11,6 +11,8 @@ import pytest
 
 from bedsit.supervisor.devices import faults
 from bedsit.supervisor.devices.model import Placement, Process
+from bedsit.supervisor.placement.cards import make_table
+from bedsit.supervisor.placement.profiles import TABLES
 from tests_support.nvml.cards import A30, A100, B200, H100, H200, L4, Card
 from tests_support.nvml.library import DOUBLE_BIT, LIMITS, MIG_CHANGED, XID, FakeGpu, FakeInstance, FakeNvml
 
@@ -106,6 +108,25 @@ def test_each_card_is_read_as_it_is(watch: Watch, nvml: FakeNvml, card: Card) ->
         assert (whole.kind, whole.trust, whole.fault_domain) == ("exclusive", "isolated", gpu.uuid)
         assert whole.nodes == ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
         assert whole.env == {"CUDA_VISIBLE_DEVICES": gpu.uuid}
+
+    watch(story)
+
+
+@pytest.mark.parametrize(
+    ("card", "model"),
+    [(A100, "A100 40GB"), (A30, "A30"), (H100, "H100 80GB"), (H200, "H200"), (B200, "B200")],
+    ids=str,
+)
+def test_the_binding_reads_back_the_tables_on_record(watch: Watch, nvml: FakeNvml, card: Card, model: str) -> None:
+    """What a driver says, through NVIDIA's own binding and the helper, is the table that plans are made with."""
+    nvml.gpus = [FakeGpu(0, card, mig=True)]
+    nvml.write()
+
+    async def story(watched: Any) -> None:
+        table = make_table(watched.gpu())
+        assert table is not None
+        assert set(table.profiles) == set(TABLES[model].profiles)
+        assert (table.slots, len(table.profiles)) == (TABLES[model].slots, len(TABLES[model].profiles))
 
     watch(story)
 

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from bedsit.supervisor.placement.box import Box
 from bedsit.supervisor.placement.explain import explain
 from bedsit.supervisor.placement.place import Placement, place
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import USUAL, Rules
-from tests_support.boxes import ask, cut, fill, filled, requests, whole
+from bedsit.supervisor.placement.seating import Seating
+from tests_support.boxes import ask, cut, fill, filled, nodes, requests, shared, whole
 
 BOX = fill(
-    Box((cut("gpu0"), whole("gpu1"), whole("gpu2")), ((0, 1, 2, 3),)),
+    Seating((cut("gpu0"), whole("gpu1"), whole("gpu2")), nodes((0, 1, 2, 3))),
     {
         "small": ask("mig:1g.10gb"),
         "half": ask("mig:3g.40gb"),
@@ -30,28 +30,28 @@ def helps(tenant: str, request: Request) -> list[str]:
 
 
 @given(filled(), requests("x"))
-def test_what_would_make_it_fit_does(case: tuple[Box, Rules], request_: Request) -> None:
+def test_what_would_make_it_fit_does(case: tuple[Seating, Rules], request_: Request) -> None:
     """Each by itself, tried here once more; and whoever has a seat needs nothing."""
-    box, rules = case
-    said = explain(box, "x", request_, rules)
+    seating, rules = case
+    said = explain(seating, "x", request_, rules)
     for change in said.changes:
-        assert isinstance(place(change.apply(box), "x", change.request, rules), Placement), change.words
+        assert isinstance(place(change.apply(seating), "x", change.request, rules), Placement), change.words
         assert change.words in said.sentence
-    placed = place(box, "x", request_, rules)
+    placed = place(seating, "x", request_, rules)
     assert said.seat == (placed.seat if isinstance(placed, Placement) else None)
     assert not (said.seat and said.changes)
     assert said.seat or said.reasons
 
 
 @given(filled(), requests("x"))
-def test_a_change_changes_one_thing(case: tuple[Box, Rules], request_: Request) -> None:
+def test_a_change_changes_one_thing(case: tuple[Seating, Rules], request_: Request) -> None:
     """Somebody leaves, or something else is asked for, or the box is another one."""
-    box, rules = case
-    for change in explain(box, "x", request_, rules).changes:
+    seating, rules = case
+    for change in explain(seating, "x", request_, rules).changes:
         assert [change.request != request_, bool(change.leave), change.card is not None].count(True) == 1
-        assert set(change.leave) <= box.tenants
+        assert set(change.leave) <= seating.tenants
         if change.card is not None:
-            assert not any(change.card.name in each.seat.devices for each in box.residents)
+            assert not any(change.card.name in each.seat.devices for each in seating.residents)
 
 
 def test_who_has_a_seat_reads_why_there() -> None:
@@ -97,15 +97,26 @@ def test_who_insists_reads_what_it_costs() -> None:
 
 def test_an_empty_gpu_may_be_cut() -> None:
     """And one that is cut and empty the other way round."""
-    (change,) = explain(Box((whole("gpu0"),)), "x", ask("mig:1g.10gb")).changes
+    (change,) = explain(Seating((whole("gpu0"),)), "x", ask("mig:1g.10gb")).changes
     assert change.words == "gpu0, which is empty, were cut by MIG"
     assert (
-        explain(Box((cut("gpu0"),)), "x", ask("gpu")).changes[-1].words == "gpu0, which is empty, were not cut by MIG"
+        explain(Seating((cut("gpu0"),)), "x", ask("gpu")).changes[-1].words
+        == "gpu0, which is empty, were not cut by MIG"
     )
 
 
 def test_a_box_of_nothing_has_no_advice() -> None:
     """One sentence all the same."""
     assert (
-        explain(Box(), "x", ask("gpu")).sentence == "x has no seat for gpu: this box has no GPU; no single change helps"
+        explain(Seating(), "x", ask("gpu")).sentence
+        == "x has no seat for gpu: this box has no GPU; no single change helps"
     )
+
+
+def test_of_shared_cores_a_smaller_part_may_help() -> None:
+    """Nothing is said of trust, memory or GPUs then."""
+    box = Seating((shared("turns", 2),), nodes((0, 1)))
+    full = fill(box, {"a": ask("core:0.6", service_class="realtime")}, USUAL)
+    said = explain(full, "x", ask("core:0.9", service_class="realtime", trusted=False))
+    assert [each.words for each in said.changes] == ["it asked for core:0.4", "it were of class batch", "a left"]
+    assert "turns: 0.4 of its time is left, and 0.9 would be counted" in said.sentence

@@ -185,6 +185,22 @@ def test_a_plan_keeps_what_is_declared_and_makes_what_is_missing() -> None:
     assert made.create == (Placed(0, 4, "4g.40gb"),)
 
 
+def test_a_place_that_was_asked_for_is_taken_or_blocked() -> None:
+    """An instance elsewhere does not count for it; where somebody is in the way it is said to be blocked."""
+    place = Placed(4, 4, "3g.40gb")
+    there = [Instance(Placed(0, 4, "3g.40gb"), False)]
+    made = plan(H100, [], there, [place])
+
+    assert (made.keep, made.remove, made.create) == ((), (there[0].placed,), (place,))
+    assert plan(H100, ["3g.40gb"], there, [place]).keep == (there[0].placed,)
+    small = Placed(5, 1, "1g.10gb")
+    blocked = plan(H100, ["3g.40gb"], [Instance(small, True)], [place])
+    assert (blocked.blocked, blocked.create, blocked.keep) == ((place,), (Placed(0, 4, "3g.40gb"),), (small,))
+    one = Placed(0, 4, "4g.40gb")
+    full = plan(H100, [], [Instance(one, True)], [one, Placed(4, 4, "3g.40gb")])
+    assert (full.keep, full.create, full.blocked) == ((one,), (Placed(4, 4, "3g.40gb"),), ())
+
+
 def test_a_plan_refuses_what_occupied_instances_leave_no_room_for() -> None:
     """And says which."""
     made = plan(H100, ["4g.40gb", "3g.40gb"], [Instance(Placed(0, 4, "3g.40gb"), True)])

@@ -224,6 +224,7 @@ class Plane:
         self.heard: list[dict[str, Any]] = []
         self.instance = "test"
         self.parallel = 0
+        self.devices: list[snapshots.DeviceView] = []
         self._nursery = nursery
         self._serial = itertools.count(1)
         folder.chmod(0o755)
@@ -310,7 +311,7 @@ class Plane:
             str(self.run_dir),
             [*self.tenants.values()],
             [*self.slots.values()],
-            snapshots.gate_box(self.parallel),
+            [*snapshots.gate_box(self.parallel), *self.devices],
         )
         data = snapshots.encode(snapshot)
         fresh = self.run_dir / "snapshot.new"

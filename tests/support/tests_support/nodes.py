@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from bedsit.sandbox.jail.root import DEVICES
 from bedsit.sandbox.nodes import Node, find_nodes
 
 MAJOR = 240
@@ -42,6 +43,21 @@ def make_node(folder: Path, name: str, minor: int, major: int = MAJOR, mode: int
     os.mknod(path, stat.S_IFCHR | mode, os.makedev(major, minor))
     path.chmod(mode)
     return str(path)
+
+
+def make_dev(folder: Path, names: Iterable[str], caps: Iterable[int]) -> None:
+    """A whole /dev: what everybody needs, and a driver's nodes, by names and numbers of capabilities."""
+    dev = folder / "dev"
+    for path in ("shm", "pts"):
+        (dev / path).mkdir(parents=True)
+        (dev / path).chmod(0o1777)
+    for name in DEVICES:
+        number = os.stat(f"/dev/{name}").st_rdev
+        make_node(folder, name, os.minor(number), os.major(number))
+    for minor, name in enumerate(names):
+        make_node(folder, name, minor)
+    for cap in sorted(set(caps) - {1, 2}):
+        make_node(folder, f"nvidia-caps/nvidia-cap{cap}", 1000 + cap)
 
 
 def make_nodes(folder: Path, names: Iterable[str] = OWN) -> tuple[Node, ...]:

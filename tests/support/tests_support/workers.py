@@ -3,19 +3,21 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from bedsit.ipc import wire
 from bedsit.ipc.arena import Arena
 from bedsit.ipc.errors import BedsitError
+from bedsit.ipc.leasepage import LeaseView
 from bedsit.ipc.session import Pending, Session, Tensors
 from bedsit.sandbox.worker.arenas import ArenaTable, Mapped
 from bedsit.sandbox.worker.bundle import Bundle
 from bedsit.sandbox.worker.calls import Calls
 from bedsit.sandbox.worker.lanes import Order
 from bedsit.sandbox.worker.runners import Runner
+from bedsit.sandbox.worker.turns import Turns
 from tests_support.packets import Row, X, Y, make_info
 
 SIZE = 1 << 22
@@ -32,6 +34,10 @@ def make_mapped(size: int = 16 * 4096) -> Mapped:
     mapped = table.find(NUMBER)
     assert mapped is not None
     return mapped
+
+
+#: Of a worker that takes turns with nobody.
+NO_TURNS: Final = Turns(LeaseView.free(), lambda: False, lambda _epoch: None)
 
 
 class Desk:
@@ -56,7 +62,9 @@ class Desk:
         self.bundle = Bundle(Path("/nonexistent"), self.info.manifest, -1, {})
         self.model = call
         self.seen: list[tuple[torch.Tensor, ...]] = []
-        self.calls = Calls({(self.info.number, self.info.version): Runner(self.bundle, self._call)}, self.arenas)
+        self.calls = Calls(
+            {(self.info.number, self.info.version): Runner(self.bundle, self._call)}, self.arenas, NO_TURNS
+        )
         self.replies: list[bytes] = []
 
     def open_arena(self, number: int, size: int = SIZE) -> Arena:

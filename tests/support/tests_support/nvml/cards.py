@@ -4,9 +4,12 @@ Sources, and how far they go:
 
 * H100: measured by us, docs/gpu/2026-11-26-h100.json (a test holds it to that).
 * A100, A30: ``nvidia-smi mig -lgip`` and ``-lgipp`` of such cards, as quoted in the MIG User Guide and elsewhere.
-* H200: SMs measured in public (16, 26, 32, 60, 64, 132); places as on the H100, whose layout it has; memory by name.
+* H200: SMs measured in public (16, 26, 32, 60, 64, 132); places as on the H100, whose layout it has.
 * B200: names, counts and fractions of the MIG User Guide; 18 SMs a slice of NVIDIA's go-nvml mock; places as on the
   H100. Not seen on a card: sizes are not to be relied on.
+
+Names, places, counts and memory are those of ``supervisor/placement/profiles.py``, which says more about their sources;
+a test reads them back through the binding and compares.
 """
 
 from dataclasses import dataclass
@@ -61,6 +64,7 @@ A30: Final = Card(
         (1, 5, 2, 2, 28, 11968, "0:2,2:2", "MIG 2g.12gb"),
         (3, 0, 4, 1, 56, 24000, "0:4", "MIG 4g.24gb"),
         (7, 21, 1, 1, 14, 5952, "0:1,1:1,2:1,3:1", "MIG 1g.6gb+me"),
+        (8, 6, 2, 1, 28, 11968, "0:2,2:2", "MIG 2g.12gb+me"),
     ),
 )
 H100: Final = Card(
@@ -69,11 +73,11 @@ H100: Final = Card(
 )
 H200: Final = Card(
     *("NVIDIA H200", 141 * _GIB, 16896, (9, 0), True),
-    _seven((16, 26, 32, 60, 64, 132), (18 << 10, 35 << 10, 71 << 10, 141 << 10), ("18gb", "35gb", "71gb", "141gb")),
+    _seven((16, 26, 32, 60, 64, 132), (16384, 33280, 66560, 143360), ("18gb", "35gb", "71gb", "141gb")),
 )
 B200: Final = Card(
     *("NVIDIA B200", 180 * _GIB, 18944, (10, 0), True),
-    _seven((18, 18, 36, 54, 72, 126), (23 << 10, 45 << 10, 90 << 10, 180 << 10), ("23gb", "45gb", "90gb", "180gb")),
+    _seven((18, 18, 36, 54, 72, 126), (19312, 38623, 77247, 154495), ("23gb", "45gb", "90gb", "180gb")),
 )
 #: A card that cannot be cut.
 L4: Final = Card("NVIDIA L4", 24 * _GIB, 7424, (8, 9), False, ())

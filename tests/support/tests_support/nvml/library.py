@@ -109,6 +109,7 @@ class FakeNvml:
         #: Further lines, as fake.c has them: init, process, fail, hang, die.
         self.more: list[str] = []
         self._events: list[str] = []
+        self._cuts = folder / "cuts"
         self.install()
         self.write()
 
@@ -135,6 +136,17 @@ class FakeNvml:
         new = self.folder / "script.new"
         new.write_text("".join(f"{line}\n" for line in (*lines, *self.more, *self._events)))
         new.rename(self.folder / "script")
+
+    @property
+    def cuts(self) -> list[str]:
+        """What was cut since, in order, as fake.c writes it: ``+gi 0 1 9 4 4``, ``+ci 0 1 0 0 3``."""
+        return self._cuts.read_text().splitlines() if self._cuts.exists() else []
+
+    def reboot(self) -> None:
+        """Forget what was cut, as a card does."""
+        self._cuts.unlink(missing_ok=True)
+        self.instances = []
+        self.write()
 
     def happen(self, number: int, kind: int, datum: int, gpu_instance: int = _NO_INSTANCE) -> None:
         """Deliver an event."""

@@ -1,4 +1,4 @@
-"""The box as placement sees it: GPUs, processors, and who sits where. Pure; a step makes a new box."""
+"""What there is to sit on, and who sits where: GPUs, cores. Pure; a step makes a new seating."""
 
 import re
 from collections.abc import Collection
@@ -20,6 +20,9 @@ class Card:
     """A GPU. *memory_bytes*: what processes can have of it. With a *table* it is cut by MIG, without it is not.
 
     *declared*: the only places for instances, where its operator fixed them; None where they are made as tenants come.
+    *possible*: how MIG would cut it, as far as its driver says so. *trouble*: why it takes nobody new, if so; *broken*:
+    the places that do not, each with why. With *cores* it is no GPU, but cores that tenants take turns on: these have
+    no memory of their own.
     """
 
     name: str
@@ -28,6 +31,15 @@ class Card:
     table: Table | None = None
     declared: tuple[Placed, ...] | None = None
     context_bytes: int = CONTEXT_BYTES
+    cores: tuple[int, ...] = ()
+    possible: Table | None = None
+    trouble: str = ""
+    broken: tuple[tuple[Placed, str], ...] = ()
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return not self.cores
 
     def is_model(self, words: str) -> bool:
         """Whether all of *words* are in its name, as words: ``H200`` is in ``NVIDIA H200 NVL``, not in ``GH200``."""
@@ -35,13 +47,34 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Node:
+    """The cores of a NUMA node that may be given away; *note* says why others of it may not, if there are any."""
+
+    name: str
+    cores: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Seat:
-    """Where a tenant sits: on one GPU, or on nodes of processors. *memory_bytes*: promised of a time-sliced GPU."""
+    """Where a tenant sits: on one GPU or the cores of one name, or on cores of one or several nodes.
+
+    *is_shared*: others sit there too, and they take turns. *memory_bytes*: promised of a GPU that is shared so.
+    """
 
     devices: tuple[str, ...]
     placed: Placed | None = None
     cores: tuple[int, ...] = ()
     memory_bytes: int = 0
+    is_shared: bool = False
+
+    @property
+    def device(self) -> str:
+        """What slots on it are born for: the name of its GPU, or of its part of one; empty where there are cores only.
+
+        Not the UUID of a MIG device, which is another one each time that the instance is made.
+        """
+        return "" if self.cores else str(self)
 
     def __str__(self) -> str:
         where = " and ".join(self.devices)
@@ -102,11 +135,11 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Box:
-    """GPUs, the processors of each NUMA node that may be given away, and the residents."""
+class Seating:
+    """GPUs and cores that are shared, the cores of each NUMA node that may be given away, and the residents."""
 
     cards: tuple[Card, ...] = ()
-    nodes: tuple[tuple[int, ...], ...] = ()
+    nodes: tuple[Node, ...] = ()
     residents: tuple[Resident, ...] = ()
 
     @cached_property
@@ -119,22 +152,27 @@ class Box:
         return tuple(Use(card, tuple(by_device[card.name])) for card in self.cards)
 
     @cached_property
+    def gpus(self) -> tuple[Card, ...]:
+        """The cards that are GPUs."""
+        return tuple(card for card in self.cards if card.is_gpu)
+
+    @cached_property
     def free_cores(self) -> tuple[tuple[int, ...], ...]:
-        """The processors of each node that nobody has."""
+        """The cores of each node that nobody has."""
         taken = {core for each in self.residents for core in each.seat.cores}
-        return tuple(tuple(core for core in node if core not in taken) for node in self.nodes)
+        return tuple(tuple(core for core in node.cores if core not in taken) for node in self.nodes)
 
     @cached_property
     def tenants(self) -> frozenset[str]:
         """Everybody who sits here."""
         return frozenset(each.tenant for each in self.residents)
 
-    def seat(self, tenant: str, request: Request, seat: Seat) -> "Box":
-        """The same box with one more resident."""
+    def seat(self, tenant: str, request: Request, seat: Seat) -> "Seating":
+        """The same with one more resident."""
         return replace(self, residents=(*self.residents, Resident(tenant, request, seat)))
 
-    def leave(self, tenants: Collection[str]) -> "Box":
-        """The same box without these."""
+    def leave(self, tenants: Collection[str]) -> "Seating":
+        """The same without these."""
         return replace(self, residents=tuple(each for each in self.residents if each.tenant not in tenants))
 
 

@@ -1,0 +1,1 @@
+"""A model that says when it ran, and when it yielded."""

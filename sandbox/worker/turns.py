@@ -1,0 +1,60 @@
+"""A worker's turns on a device that several tenants take turns on.
+
+The router says whose turn it is in the lease page, and looks at the clock itself; this file is how a worker that means
+well goes along. One that does not is charged, and ended.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from bedsit.ipc.errors import error
+from bedsit.ipc.leasepage import LeaseView, Turn, split_word
+
+_clock = time.monotonic_ns
+
+
+class Turns:
+    """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it an epoch."""
+
+    def __init__(self, page: LeaseView, hear: Callable[[], bool], say: Callable[[int], None]) -> None:
+        self._words = page.words
+        self._hear = hear
+        self._say = say
+        self._spent = -1  # the last epoch that was given back
+
+    def begin(self) -> bool:
+        """Wait for a turn; False when the router went away, and nobody wants what was to be run.
+
+        The turn of the batch before needs no word: whoever has the next batch was sent it after the router had seen
+        that one's answer, and taken its turn.
+        """
+        return not self._words[0] & 3 or self._wait()
+
+    def yield_point(self) -> None:
+        """Let others have their turn if it is theirs, and come back at the next one. Costs next to nothing if not.
+
+        Raises ``request.cancelled`` when nobody wants the result any more.
+        """
+        if self._words[0] & 3:
+            self._yield()
+
+    def _yield(self) -> None:
+        state, epoch = split_word(self._words[0])
+        if state == Turn.HELD and epoch > self._spent and _clock() < self._words[1]:
+            return
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what was launched runs in our turn
+        self._spent = epoch
+        self._say(epoch)
+        if not self._wait():
+            raise error("request.cancelled", "the router went away while the call waited for its turn")
+
+    def _wait(self) -> bool:
+        while True:
+            state, epoch = split_word(self._words[0])
+            if state == Turn.FREE or (state == Turn.HELD and epoch > self._spent):
+                return True
+            if self._hear():
+                return False
