@@ -18,7 +18,7 @@ from bedsit.sandbox.cgroup import CgroupBackend
 from bedsit.sandbox.jail.context import INIT_ID, WORKER_ID
 from bedsit.sandbox.jail.limits import rlimits
 from bedsit.sandbox.seccomp import compile_filter
-from bedsit.supervisor.slots import BLANK
+from bedsit.supervisor.blank import BLANK
 from bedsit.supervisor.watch import wait_empty
 from bench.report import ROOT
 

@@ -16,6 +16,7 @@ from bedsit.sandbox.cgroup import CgroupBackend, Limits
 from bedsit.sandbox.jail.context import INIT_ID, WORKER_ID
 from bedsit.sandbox.jail.limits import rlimits
 from bedsit.sandbox.jail.root import DEVICES, PROC_OPTIONS, SCRATCH
+from bedsit.sandbox.nodes import Node
 from bedsit.sandbox.process import Mount, Process, read_namespaces, read_process, read_status
 
 ON: Final = "on"
@@ -32,6 +33,7 @@ class Expected:
 
     *proven* are the walls that the worker tried at its birth, before it had a tenant, and found up. *zygote* is the
     process that forked it, while that lives: under systemd it is in namespaces of its own, which are no slot's either.
+    *nodes* are those of the device that it was born for.
     """
 
     slot: str
@@ -43,6 +45,7 @@ class Expected:
     blank: bool = True
     proven: tuple[str, ...] = ()
     zygote: int | None = None
+    nodes: tuple[Node, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ def _read_only_root(facts: _Facts) -> str | None:
     if not roots or roots[-1].kind != "tmpfs":
         return "/ is not the slot's own"
     for mount in facts.worker.mounts:
-        if "ro" in mount.options or mount.point == "/proc" or _is_device(mount):
+        if "ro" in mount.options or mount.point == "/proc" or _is_device(facts, mount):
             continue
         if mount.point not in SCRATCH or mount.kind != "tmpfs":
             return f"{mount.point} is writable"
@@ -160,15 +163,30 @@ def _read_only_root(facts: _Facts) -> str | None:
 
 
 def _devices(facts: _Facts) -> str | None:
+    missing = set(_device_points(facts))
     for mount in facts.worker.mounts:
-        if "nodev" not in mount.options and not _is_device(mount):
+        if _is_device(facts, mount) and mount.point in missing:
+            missing.remove(mount.point)
+        elif "nodev" not in mount.options:
             return f"device nodes work on {mount.point}"
+    if missing:
+        return f"{min(missing)} is not there"
+    for node in facts.expected.nodes:
+        # Looked at and not opened: it is a mount of ours, as was just seen, on a root that nobody in there can change.
+        point = f"/dev/{node.name}"
+        if not node.is_still(os.stat(f"/proc/{facts.worker.pid}/root{point}", follow_symlinks=False)):
+            return f"{point} is not the device {node.major}:{node.minor}"
     return None
 
 
-def _is_device(mount: Mount) -> bool:
-    folder, _, name = mount.point.rpartition("/")
-    return folder == "/dev" and name in DEVICES and mount.root.rpartition("/")[2] == name
+def _device_points(facts: _Facts) -> Mapping[str, str]:
+    """Where device nodes are meant to work, and what each is called where it comes from."""
+    nodes = {f"/dev/{node.name}": os.path.basename(node.source) for node in facts.expected.nodes}
+    return {f"/dev/{name}": name for name in DEVICES} | nodes
+
+
+def _is_device(facts: _Facts, mount: Mount) -> bool:
+    return _device_points(facts).get(mount.point) == mount.root.rpartition("/")[2]
 
 
 def _proc_hidden(facts: _Facts) -> str | None:
@@ -235,7 +253,8 @@ def _closed_descriptors(facts: _Facts) -> str | None:
         for fd in process.descriptors:
             if fd.kind in (stat.S_IFDIR, stat.S_IFCHR, stat.S_IFBLK) and fd.mount not in inside:
                 return f"process {process.pid} holds {fd.target!r} of the box as {fd.number}"
-    if facts.expected.blank:
+    # A worker that has opened its device has descriptors of it, which are on mounts of the slot's, as was just seen.
+    if facts.expected.blank and not facts.expected.nodes:
         kinds = [fd.kind for fd in facts.worker.descriptors]
         if kinds != [stat.S_IFCHR, stat.S_IFIFO, stat.S_IFIFO, stat.S_IFSOCK]:
             return f"the worker holds {len(kinds)} descriptors that are not its own {_BLANK_DESCRIPTORS}"

@@ -18,6 +18,7 @@ from bedsit.sandbox import init
 from bedsit.sandbox.jail.birth import Way, bear
 from bedsit.sandbox.jail.context import INIT_ID, PROFILES, WORKER_ID, Context, House, Order
 from bedsit.sandbox.jail.steps import Step, StepFailed, enter
+from bedsit.sandbox.nodes import read_nodes
 
 Entry = Callable[[int, str], None]
 
@@ -43,6 +44,8 @@ def read_order(message: Mapping[str, Any], fds: Sequence[int]) -> tuple[Order, d
             profile=PROFILES[PROFILES.index(message.get("profile", "standard"))],
             filter=_read_filter(message, "filter"),
             init_filter=_read_filter(message, "init_filter"),
+            nodes=read_nodes(message),
+            env=tuple((str(name), str(value)) for name, value in dict(message.get("env", {})).items()),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise error("wire.malformed", f"a spawn request lacks {e}") from None

@@ -79,6 +79,9 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turn_ms: float = 10.0
     #: A batch that has kept such a device for longer costs its tenant the slot.
     hard_ms: float = 500.0
+    #: Blank slots kept ready for each device that somebody sits on, besides the pool. On a GPU each holds a context,
+    #: some 530 MiB of its memory, for nobody yet.
+    warm: int = 0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
     #: What GPUs with MIG are cut into, by UUID, the beginning of it, or index: ``GPU-8f3a = ["3g.71gb@4", "1g.18gb"]``.
@@ -244,6 +247,10 @@ def _check(config: Config) -> None:
         require(f"devices.{key}", "must be above 0 and finite", ok=0 < getattr(devices, key) < math.inf)
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
+    require("devices.warm", "must be below max_slots", ok=0 <= devices.warm < config.max_slots)
+    if devices.warm:  # how many devices are sat on nobody knows yet
+        ok = config.zygote_forks_max > config.max_slots
+        require("zygote_forks_max", "must be above max_slots where devices.warm is set", ok=ok)
     read_partitions(devices.partitions)
     try:
         check_shared(devices.shared_cores, find_usable())

@@ -209,6 +209,7 @@ class Daemon:
                 config.drain_timeout_s,
                 config.zygote_forks_max,
                 config.residence_s,
+                config.devices.warm,
             ),
             lambda: f"s{secrets.token_hex(4)}",
         )
@@ -235,6 +236,7 @@ class Daemon:
             lambda slot, text: operations.tell(house.slots[slot].operation, text) if slot in house.slots else None,
             RefusedCalls(events, house.tenants).hear,
             lambda live, stats: books.slot_ended(live, stats),  # noqa: PLW0108 - made below
+            lambda device: usher.find_needs(device),  # noqa: PLW0108 - so is this
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)

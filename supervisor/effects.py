@@ -60,8 +60,8 @@ class Effects:
                 self.zygotes.start()
             case do.RetireZygote(generation):
                 self.zygotes.retire(generation)
-            case do.BuildSlot(slot, profile):
-                self.slots.build(slot, profile)
+            case do.BuildSlot(slot, birth):
+                self.slots.build(slot, birth)
             case do.AssignSlot():
                 self._assign(instruction)
             case do.Record(slot, state):

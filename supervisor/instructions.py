@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedsit.ipc.errors import BedsitError
-from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
 from bedsit.supervisor.policy import ModelSet, Place
@@ -25,10 +25,10 @@ class RetireZygote:
 
 @dataclass(frozen=True)
 class BuildSlot:
-    """Make a blank slot of this profile; ends in SlotBuilt or SlotRefused."""
+    """Make a blank slot that is born as this; ends in SlotBuilt or SlotRefused."""
 
     slot: str
-    profile: Profile = "standard"
+    birth: Birth = ORDINARY
 
 
 @dataclass(frozen=True)

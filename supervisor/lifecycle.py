@@ -18,14 +18,15 @@ Assumes: a Commit is carried out before the next stimulus is handled.
 Why not coroutines per slot: the interesting bugs live between two awaits; here there is nothing between.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, Literal, assert_never
 
 from bedsit.ipc.errors import BedsitError, error
-from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import restarts
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Kind
 from bedsit.supervisor.policy import Hold
@@ -63,10 +64,11 @@ class House:
         self._new_id = new_id
         self._phase: Literal["recovering", "open", "closing", "closed"] = "recovering"
         self.rotation = Rotation(limits.zygote_forks_max)
-        self._pool_failures = 0
-        self._pool_resting = False
-        #: Why the last slot of a profile was refused, and where to read on.
-        self._refusals: dict[Profile, tuple[str, str]] = {}
+        #: Births that failed in a row, and which rest; by device, so that one that is broken holds nobody else up.
+        self._pool_failures: Counter[str] = Counter()
+        self._pool_resting: set[str] = set()
+        #: Why the last slot of a birth was refused, and where to read on.
+        self._refusals: dict[Birth, tuple[str, str]] = {}
         self._memory_left = _PLENTY
         self._room_asked = False
         #: Who waits for a blank slot, first come first served: ("tenant", name) or ("roll", operation).
@@ -105,19 +107,19 @@ class House:
         """Why no blank slot is *tenant*'s, as the end of a sentence, and where to read on."""
         if tenant.hold:
             return f": {tenant.trouble}", _SEE_DEVICES
-        blank = [s for s in self.slots.values() if s.state == "blank" and s.profile == tenant.profile]
+        blank = [s for s in self.slots.values() if s.state == "blank" and s.birth == tenant.birth]
         if blank and tenant.strict and all(slot.degraded for slot in blank):
             lacks = sorted({wall for slot in blank for wall in slot.lacks})
             return f": tenant {tenant.name!r} is strict, and walls are missing{_list_names(lacks)}", _SEE_WALLS
         if not self._may_take(kind, tenant):
             need, left = -(-tenant.slot_bytes // _MIB), max(0, self._memory_left) // _MIB
             return f": it takes {need:,} MiB of memory, and {left:,} MiB are left", _SEE_ROOM
-        why, hint = self._refusals.get(tenant.profile, ("", _SEE_EVENTS))
+        why, hint = self._refusals.get(tenant.birth, ("", _SEE_EVENTS))
         return f"; the last one was refused: {why}" if why else "", hint
 
     def statistics(self) -> Statistics:
         """Counts of slots now."""
-        pool = [slot.state for slot in self.slots.values() if slot.profile == "standard"]
+        pool = [slot.state for slot in self.slots.values() if slot.birth == ORDINARY]
         return Statistics(self._limits.pool_size, pool.count("blank"), pool.count("building"), len(self.slots))
 
     # -- hearing ------------------------------------------------------------------------------------------------------
@@ -238,7 +240,10 @@ class House:
             case "room":
                 self._room_asked = False
             case "pool":
-                self._pool_resting = False
+                self._pool_resting.discard(subject)
+                if subject and not any(tenant.birth.device == subject for tenant in self.tenants.values()):
+                    del self._pool_failures[subject]  # nobody sits on it any more: it may not even be there
+                    self._refusals = {birth: why for birth, why in self._refusals.items() if birth.device != subject}
             case "zygote":
                 self.rotation.resting = False
             case "lasting":
@@ -250,14 +255,14 @@ class House:
 
     def _set_tenant(self, wish: on.TenantSet) -> None:
         tenant = self.tenants.setdefault(wish.tenant, Tenant(wish.tenant, running=False))
-        for name, is_other in (("profile", wish.profile != tenant.profile), ("seat", wish.seat != tenant.seat)):
-            if is_other:
-                self._drop_roll(tenant, error("tenant.busy", f"the {name} of tenant {tenant.name!r} was changed"))
-        if wish.seat != tenant.seat:  # until somebody has looked at the new one
+        is_other = {"profile": wish.profile != tenant.birth.profile, "seat": wish.seat != tenant.seat}
+        for name in filter(is_other.get, is_other):
+            self._drop_roll(tenant, error("tenant.busy", f"the {name} of tenant {tenant.name!r} was changed"))
+        if is_other["seat"]:  # until somebody has looked at the new one
             tenant.seat, tenant.hold, tenant.trouble = wish.seat, "unseen" if wish.seat else "", ""
         starts = wish.running and not tenant.running and self._phase != "recovering"
         tenant.running, tenant.strict, tenant.models = wish.running, wish.strict, wish.models
-        tenant.profile, tenant.policy = wish.profile, wish.policy
+        tenant.birth, tenant.policy = wish.birth, wish.policy
         tenant.slot_bytes = max(tenant.slot_bytes, wish.model_bytes)
         tenant.target = tenant.clamp(max(tenant.target, int(starts)))
         self._out += restarts.forgive(tenant)
@@ -405,20 +410,20 @@ class House:
             return
         if self._move(slot, "built"):
             slot.degraded, slot.lacks, slot.generation = built.degraded, built.lacks, built.generation
-            self._pool_failures = 0
+            del self._pool_failures[slot.birth.device]
             self.rotation.built(built.generation)
-            self._refusals.pop(slot.profile, None)
+            self._refusals.pop(slot.birth, None)
             self._tell("slot.ready", "blank, with walls missing" if slot.degraded else "blank, every wall up", slot)
 
     def _refuse(self, slot: Slot, why: str, hint: str = _SEE_EVENTS) -> None:
         if self._end(slot, "refused"):
-            self._refusals[slot.profile] = (why, hint)
+            self._refusals[slot.birth] = (why, hint)
             self._tell("slot.refused", why, slot)
-            self._rest_pool()
+            self._rest_pool(slot.birth.device)
 
     def _adopt(self, found: on.SlotAdopted) -> None:
         slot = Slot(found.slot, found.state, found.tenant, found.models, None, found.degraded, found.generation)
-        slot.profile, slot.seat = found.profile, found.seat
+        slot.birth, slot.seat = found.birth, found.seat
         self.slots[slot.id] = slot
         tenant = self.tenants.get(slot.tenant or "")
         self._tell("slot.adopted", found.state + _name_lack(slot, tenant), slot)
@@ -487,7 +492,7 @@ class House:
         self._tell("slot.died", f"while {was}: {cause.text}", slot, cause)
         tenant = self.tenants.get(slot.tenant or "")
         if tenant is None:
-            self._rest_pool()
+            self._rest_pool(slot.birth.device)
         elif slot.operation is not None:
             hint = "raise the tenant's memory limit" if cause.kind == "oom" else "see: bedsit logs"
             crashed = error("worker.crashed", f"the worker ended while loading: {cause.text}", hint, cause=cause.kind)
@@ -547,10 +552,10 @@ class House:
         if delay_s and self._phase == "open":
             self._out.append(do.SetTimer(Timer("zygote"), delay_s))
 
-    def _rest_pool(self) -> None:
-        self._pool_failures += 1
-        self._pool_resting = True
-        self._out.append(do.SetTimer(Timer("pool"), backoff_s(self._pool_failures + 1)))
+    def _rest_pool(self, device: str) -> None:
+        self._pool_failures[device] += 1
+        self._pool_resting.add(device)
+        self._out.append(do.SetTimer(Timer("pool", device), backoff_s(self._pool_failures[device] + 1)))
 
     def _close(self) -> None:
         if self._phase in ("closing", "closed"):
@@ -623,7 +628,7 @@ class House:
         return kind == "roll" or tenant.is_owed or tenant.slot_bytes <= self._memory_left
 
     def _fill_pool(self) -> None:
-        if self.rotation.current is None or self._pool_resting:
+        if self.rotation.current is None:
             return
         asked = [
             tenant
@@ -631,15 +636,25 @@ class House:
             if self._may_take(kind, tenant)
             for _ in range(tenant.missing if kind == "tenant" else 1)
         ]
-        stock = self._limits.pool_size if self._memory_left >= 0 else 0
-        plan = plan_pool(self.slots.values(), asked, self._limits, self.rotation.oldest_kept, stock)
+        most, oldest = self._limits.max_slots, self.rotation.oldest_kept
+        plan = plan_pool(self.slots.values(), asked, most, oldest, self._stock(), self._pool_resting)
         for slot in plan.end:
             self._end(slot, "abandoned")
-        for profile in plan.build:
-            slot = Slot(self._new_id(), profile=profile)
+        for birth in plan.build:
+            slot = Slot(self._new_id(), birth=birth)
             self.slots[slot.id] = slot
             self.rotation.forks += 1
-            self._out.append(do.BuildSlot(slot.id, profile))
+            self._out.append(do.BuildSlot(slot.id, birth))
+
+    def _stock(self) -> dict[Birth, int]:
+        """How many blank slots are kept ready, by what they were born as; none while memory is short."""
+        if self._memory_left < 0:
+            return {ORDINARY: 0}
+        stock = {ORDINARY: self._limits.pool_size}
+        if self._limits.device_stock:
+            births = {tenant.birth for tenant in self.tenants.values() if tenant.birth.device and tenant.may_want}
+            stock |= dict.fromkeys(births, self._limits.device_stock)
+        return stock
 
     def _leave_crew(self, slot: Slot) -> None:
         tenant = self.tenants.get(slot.tenant or "")

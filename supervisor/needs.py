@@ -42,6 +42,19 @@ def needs_of(seat: Seat, box: Box) -> Needs:
     return Needs(device_nodes=part.nodes, env=part.env, turns_on=turns_on)
 
 
+def needs_of_device(device: str, box: Box) -> Needs:
+    """What a slot needs that is born for a GPU or a part of one, by the name that `Seat.device` gives it.
+
+    Raises as `needs_of` does.
+    """
+    for gpu in box.gpus:
+        places = (find_place(part, gpu) for part in gpu.slices)
+        for seat in (Seat((gpu.uuid,)), *(Seat((gpu.uuid,), placed=place) for place in places if place)):
+            if seat.device == device:
+                return needs_of(seat, box)
+    raise _degraded(f"{device} is not there", "see: bedsit device list")
+
+
 def _check_cores(seat: Seat, box: Box) -> None:
     """Cores that are shared may not have become others', nor those that are one tenant's shared ones."""
     parts = box.shared if seat.is_shared else box.cpus

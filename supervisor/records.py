@@ -10,7 +10,9 @@ import msgspec
 
 import bedsit
 from bedsit.sandbox.jail.context import Profile
+from bedsit.sandbox.nodes import Node
 from bedsit.supervisor.atomic import write_atomically
+from bedsit.supervisor.births import Birth
 from bedsit.supervisor.placement.seating import Seat
 
 VERSION: Final = 2
@@ -36,6 +38,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     worker_pid: int
     started_at: str
     profile: Profile = "standard"
+    #: The slice that it was born for, if any, and the nodes that it has for that.
+    device: str = ""
+    nodes: tuple[Node, ...] = ()
     #: The version of the wire that its worker speaks; 2 before this was written down.
     wire: int = 2
     #: Walls that the worker tried at its birth and found up: they cannot be seen from outside.
@@ -46,6 +51,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     assigned_at: str | None = None
     #: Where its tenant sat when it was given to it: taken for as long as it runs.
     seat: Seat | None = None
+
+    @property
+    def birth(self) -> Birth:
+        """What it was born as."""
+        return Birth(self.profile, self.device)
 
 
 class Places(msgspec.Struct, frozen=True):

@@ -34,6 +34,7 @@ from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup import CgroupBackend, detect
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.blank import limit_blank
 from bedsit.supervisor.causes import Cause, classify
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.events import Events
@@ -42,7 +43,7 @@ from bedsit.supervisor.generations import Generations
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.records import Places, Record, Records, Unreadable, load_places, save_places
 from bedsit.supervisor.registry import Registry
-from bedsit.supervisor.slots import BLANK, Slots, is_degraded
+from bedsit.supervisor.slots import Slots, is_degraded
 from bedsit.supervisor.uids import UidPairs
 from bedsit.supervisor.watch import wait_empty
 
@@ -118,8 +119,8 @@ class Recovery:
             row = next((row for row in self.registry.tenants() if row.name == record.tenant), None)
             if row is None:
                 raise Stranger(f"its tenant {record.tenant!r} was deleted")
-        limits = self.cores.limits_of(row) if row else BLANK
-        self.backend.renew(slot)
+        limits = self.cores.limits_of(row) if row else limit_blank(record.birth)
+        self.backend.renew(slot, record.nodes)
         try:
             says = await self.slots.adopt(record, limits)
         except BedsitError as e:
@@ -138,7 +139,7 @@ class Recovery:
             models=record.models,
             degraded=is_degraded(self.slots.inspect(slot)),
             generation=record.generation,
-            profile=record.profile,
+            birth=record.birth,
             seat=record.seat,
         )
 
@@ -149,7 +150,7 @@ class Recovery:
     def _classify(self, record: Record, status: int | None) -> Cause:
         """Why a slot ended that nobody watched: its init may know how, its group whether the kernel ended it."""
         row = next((row for row in self.registry.tenants() if row.name == record.tenant), None)
-        limits = self.cores.limits_of(row) if row else BLANK
+        limits = self.cores.limits_of(row) if row else limit_blank(record.birth)
         try:
             counts = self.backend.oom_kills(record.slot), self.backend.pids_denied(record.slot)
         except (OSError, BedsitError):

@@ -23,6 +23,8 @@ class LiveSlot:
     link: PacketLink | None = None
     watch: EndWatch | None = None
     hello: asyncio.Future[dict[str, Any]] | None = None
+    #: What its blank worker says of the device that it was born for; None where nobody waits for that.
+    device: asyncio.Future[bytes] | None = None
     manifests: dict[int, bytes] = field(default_factory=dict)
     ended: bool = False
     status: int | None = None

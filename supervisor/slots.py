@@ -22,10 +22,10 @@ from bedsit.ipc.seqpacket import close_all
 from bedsit.ipc.slot import Assignment, Report, decode_report, encode_assignment
 from bedsit.sandbox.cgroup import Limits, Stats
 from bedsit.sandbox.inspect import REQUIRED_LAYERS, Expected, find_worker, inspect_slot, start_time
-from bedsit.sandbox.jail.context import Profile
-from bedsit.sandbox.seccomp import compile_filter
 from bedsit.sandbox.slices import list_threads, set_slice
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.births import ORDINARY, Birth, NeedsOf, know_no_device
+from bedsit.supervisor.blank import await_device, compile_filters, find_device, limit_blank
 from bedsit.supervisor.causes import classify
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.placement.seating import Seat
@@ -36,8 +36,6 @@ from bedsit.supervisor.tenantlogs import open_logs
 from bedsit.supervisor.watch import EndWatch, PacketLink, wait_empty
 
 PROTOCOL: Final = 3
-#: What a blank slot may use: the interpreter it shares with the zygote needs a small part of it.
-BLANK: Final = Limits(memory_bytes=256 << 20, pids_max=64, cpus=1.0)
 #: What Python and torch need on top of a blank slot before any model is there.
 MARGIN_BYTES: Final = 32 << 20
 MAX_MANIFEST: Final = 60 << 10
@@ -51,7 +49,8 @@ class Slots:
     """All slots that run.
 
     *feed* hears what becomes of them, *progress* what their workers say while they load, *refused* the numbers of
-    system calls that are on no list, and *ended* what one had used when nothing ran in it any more.
+    system calls that are on no list, and *ended* what one had used when nothing ran in it any more. *needs_of* knows
+    what a device takes.
     """
 
     def __init__(
@@ -61,8 +60,10 @@ class Slots:
         progress: Callable[[str, str], None],
         refused: Callable[[Record, int], None] = lambda _record, _number: None,
         ended: Callable[[LiveSlot, Stats | None], None] = lambda _live, _stats: None,
+        needs_of: NeedsOf = know_no_device,
     ) -> None:
         self._room = room
+        self._needs_of = needs_of
         self._refused = refused
         self._ended_with = ended
         self._feed = feed
@@ -102,14 +103,14 @@ class Slots:
 
     # -- building -----------------------------------------------------------------------------------------------------
 
-    def build(self, slot: str, profile: Profile = "standard") -> None:
-        """Make a blank slot of this profile, which it keeps for life; SlotBuilt or SlotRefused follows."""
-        self._builds[slot] = self._run(self._build(slot, profile))
+    def build(self, slot: str, birth: Birth = ORDINARY) -> None:
+        """Make a blank slot that is this for life; SlotBuilt or SlotRefused follows."""
+        self._builds[slot] = self._run(self._build(slot, birth))
 
-    async def _build(self, slot: str, profile: Profile) -> None:
+    async def _build(self, slot: str, birth: Birth) -> None:
         try:
             async with AsyncExitStack() as undo:
-                live = await self._make(slot, profile, undo)
+                live = await self._make(slot, birth, undo)
                 undo.pop_all()
         except (BedsitError, OSError, LookupError) as e:
             self._feed(on.SlotRefused(slot, str(e)))
@@ -122,12 +123,15 @@ class Slots:
         self._feed(on.SlotBuilt(slot, live.record.generation, degraded=bool(lacks), lacks=lacks))
         self.release(slot)
 
-    async def _make(self, slot: str, profile: Profile, undo: AsyncExitStack) -> LiveSlot:
-        room, nonce = self._room, secrets.token_hex(16)
+    async def _make(self, slot: str, birth: Birth, undo: AsyncExitStack) -> LiveSlot:
+        room, nonce, limits = self._room, secrets.token_hex(16), limit_blank(birth)
+        # As the zygote sees them, which will mount them: under systemd the daemon has no device files.
+        zygote = room.zygotes.current
+        nodes, env = await find_device(birth, self._needs_of, f"/proc/{zygote.pid}/root" if zygote else "")
         init_uid = room.uids.take()
         undo.push_async_callback(self._clear, slot, init_uid)  # one verb undoes everything below, in the right order
-        room.backend.create(slot)
-        room.backend.set_limits(slot, BLANK)
+        room.backend.create(slot, nodes)
+        room.backend.set_limits(slot, limits)
         folder = room.folders.slot(slot)
         folder.mkdir(0o700)
         os.chown(folder, room.router_uid, init_uid + 1)
@@ -150,8 +154,10 @@ class Slots:
                 "run_dir": str(folder),
                 "tmp_bytes": room.config.tmp_bytes,
                 "bundle_bytes": room.config.bundle_bytes,
-                "profile": profile,
-                **_compile_filters(profile),
+                "profile": birth.profile,
+                **compile_filters(birth),
+                "nodes": nodes,
+                "env": env,
                 "fds": ["listener", "build", "group", *("join" for _ in joins)],
             }
             generation = room.zygotes.current.generation if room.zygotes.current else 0
@@ -168,24 +174,30 @@ class Slots:
             init_start=start_time(init_pid),
             worker_pid=find_worker(init_pid, room.backend.procs(slot)),
             started_at=room.now(),
-            profile=profile,
+            profile=birth.profile,
+            device=birth.device,
+            nodes=nodes,
             wire=wire.VERSION,
             proven=tuple(reply["proven"]),
             walls={},
         )
-        record = msgspec.structs.replace(record, walls=self._inspect(record, BLANK, blank=True))
-        live = LiveSlot(record, BLANK, walls=record.walls, walls_read_at=time.monotonic())
+        record = msgspec.structs.replace(record, walls=self._inspect(record, limits, blank=True))
+        live = LiveSlot(record, limits, walls=record.walls, walls_read_at=time.monotonic())
         undo.callback(self._let_go, live)
+        live.device = asyncio.get_running_loop().create_future() if birth.device else None
         await self._connect(live, nonce="")
-        self._measure(slot)
+        if live.device is not None:
+            await await_device(live.device, birth.device)
+        self._measure(live.record)
         room.records.save(record)  # before the commit: a committed slot without a record would be a stranger
         os.write(commit_write, b"C" + nonce.encode())
         os.close(commit_write)
         return live
 
-    def _measure(self, slot: str) -> None:
-        """Learn from a blank slot what every slot needs."""
-        self._blank_bytes = max(self._blank_bytes, self._room.backend.stats(slot).memory_bytes)
+    def _measure(self, record: Record) -> None:
+        """Learn from a blank slot what every slot needs. What a device takes on top of that says nothing of others."""
+        if not record.device:
+            self._blank_bytes = max(self._blank_bytes, self._room.backend.stats(record.slot).memory_bytes)
 
     def _inspect(self, record: Record, limits: Limits, *, blank: bool) -> dict[str, str]:
         expected = Expected(
@@ -198,6 +210,7 @@ class Slots:
             blank=blank,
             proven=record.proven,
             zygote=self._room.zygotes.pid_of(record.generation),
+            nodes=record.nodes,
         )
         return inspect_slot(record.init_pid, record.worker_pid, expected)
 
@@ -218,7 +231,7 @@ class Slots:
         self.live[record.slot] = live
         if hello["state"] == "assigned":
             return "assigned"
-        self._measure(record.slot)
+        self._measure(record)
         return "blank"
 
     def release(self, slot: str) -> None:
@@ -258,6 +271,9 @@ class Slots:
 
     def _hear(self, live: LiveSlot, message: dict[str, Any]) -> None:
         """A packet of the slot's init, which is ours; the body of "worker" is not."""
+        if live.device is not None and not live.device.done() and message.get("op") == "worker":
+            live.device.set_result(message["body"])
+            return
         if live.held is not None and message.get("op") != "hello":
             live.held.append(message)
             return
@@ -365,9 +381,10 @@ class Slots:
         if live.ended:
             return
         live.ended = True
-        if live.hello and not live.hello.done():
-            live.hello.set_exception(error("worker.crashed", f"slot {live.record.slot} ended"))
-            live.hello.exception()  # nobody may be waiting; that is no bug
+        for awaited in (live.hello, live.device):
+            if awaited is not None and not awaited.done():
+                awaited.set_exception(error("worker.crashed", f"slot {live.record.slot} ended"))
+                awaited.exception()  # nobody may be waiting; that is no bug
         if live.held is None:
             self._tell_end(live)
 
@@ -466,15 +483,6 @@ class Slots:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             task.get_loop().call_exception_handler({"message": "a slot's task failed", "exception": task.exception()})
-
-
-def _compile_filters(profile: Profile) -> dict[str, bytes]:
-    """The filters of a slot's worker and init; none on a box without libseccomp, whose slots then lack that wall."""
-    try:
-        return {"filter": compile_filter(profile), "init_filter": compile_filter("init")}
-    except BedsitError as e:
-        get_log().warning("seccomp.missing", error=str(e))
-        return {}
 
 
 def list_lacks(walls: dict[str, str]) -> tuple[str, ...]:

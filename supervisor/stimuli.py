@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.policy import USUAL, Hold, ModelSet, Place, Policy
@@ -54,6 +55,11 @@ class TenantSet:
     policy: Policy = USUAL
     model_bytes: int = 0
     seat: Seat | None = None
+
+    @property
+    def birth(self) -> Birth:
+        """What its slots are born as."""
+        return Birth(self.profile, self.seat.device if self.seat else "")
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class SlotAdopted:
     models: ModelSet
     degraded: bool
     generation: int
-    profile: Profile = "standard"
+    birth: Birth = ORDINARY
     seat: Seat | None = None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from bedsit.sandbox.jail.context import Profile
+from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.policy import USUAL, Hold, ModelSet, Place, Policy
@@ -21,7 +21,8 @@ TenantState = Literal["running", "starting", "parked", "stopped", "failed", "deg
 class Slot:
     """One slot. *operation* is set while it loads for a roll, *generation* (its zygote's) when it is built.
 
-    *lacks*: the walls for which it is *degraded*; nobody knows them of one that was adopted. *stale*: another one is to
+    *birth*: what it is for life. *lacks*: the walls for which it is *degraded*; nobody knows them of one that was
+    adopted. *stale*: another one is to
     take its place. *settled*: it has served long enough to be parked. *blame*: what it ran when it ended, and
     *is_unexplained*: it has ended, and nobody knows what it ran.
     """
@@ -33,7 +34,7 @@ class Slot:
     operation: str | None = None
     degraded: bool = False
     generation: int = 0
-    profile: Profile = "standard"
+    birth: Birth = ORDINARY
     lacks: tuple[str, ...] = ()
     stale: bool = False
     settled: bool = False
@@ -58,14 +59,15 @@ class Tenant:
 
     *resting*: a restart waits for its timer. *given_up*: nothing is tried until its operator says so. *deaths* are
     those of the running period, *failures* those since it served well; *blames* says what ran then. *slot_bytes*: what
-    a slot of it is known to take. *hold*: no slot of it starts, because of its *seat*; *trouble* says why.
+    a slot of it is known to take. *birth*: what its slots have to be born as. *hold*: no slot of it starts, because of
+    its *seat*; *trouble* says why.
     """
 
     name: str
     running: bool = True
     strict: bool = True
     models: ModelSet = ()
-    profile: Profile = "standard"
+    birth: Birth = ORDINARY
     policy: Policy = USUAL
     target: int = 0
     slot_bytes: int = 0
@@ -87,6 +89,11 @@ class Tenant:
         if not self.running or not self.models:
             return 0
         return min(self.target, len(self.crew)) if self.given_up or self.hold else self.target
+
+    @property
+    def may_want(self) -> bool:
+        """Whether it may need a slot at any time, also while it has none."""
+        return self.running and bool(self.models) and not self.hold
 
     @property
     def has_failed(self) -> bool:
@@ -134,11 +141,11 @@ class Tenant:
 
     def takes(self, blank: Slot) -> bool:
         """Whether a blank slot may become this tenant's."""
-        return blank.profile == self.profile and not (blank.degraded and self.strict)
+        return blank.birth == self.birth and not (blank.degraded and self.strict)
 
     def fits(self, slot: Slot) -> bool:
         """Whether the tenant's slot is what its operator wants now."""
-        return slot.models == self.models and slot.profile == self.profile and slot.seat == self.seat
+        return (slot.models, slot.birth, slot.seat) == (self.models, self.birth, self.seat)
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,8 @@ class Limits:
     drain_timeout_s: float
     zygote_forks_max: int
     residence_s: float = 10.0
+    #: Blank slots kept for each device that somebody sits on.
+    device_stock: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bedsit.supervisor.config import DeviceSettings
 from bedsit.supervisor.devices.model import Box
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.lifecycle import House
-from bedsit.supervisor.needs import NotYetSeen, needs_of
+from bedsit.supervisor.needs import Needs, NotYetSeen, needs_of, needs_of_device
 from bedsit.supervisor.placement.cards import list_cards, list_nodes
 from bedsit.supervisor.placement.explain import Explanation, explain, explain_seat
 from bedsit.supervisor.placement.request import Request
@@ -95,6 +95,14 @@ class Usher:
             if row.cores != NewTenant.cores and row.name != without
         }
         return Seating(tuple(list_cards(box)), tuple(list_nodes(box, pinned)), tuple(self._residents(without)))
+
+    async def find_needs(self, device: str) -> Needs:
+        """What a slot needs that is born for this device, once what there is has been looked at.
+
+        Raises ``device.degraded`` where it cannot be had.
+        """
+        await self.devices.wait_looked(FIRST_LOOK_S)
+        return needs_of_device(device, self.devices.box)
 
     def look(self) -> None:
         """Tell the lifecycle whose seat can be used, and whose cannot."""

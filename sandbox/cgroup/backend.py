@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from bedsit.ipc.errors import error
 from bedsit.sandbox.cgroup.cores import ALL, find_online, format_cores, parse_cores
+from bedsit.sandbox.nodes import Node
 
 CPU_PERIOD_US: Final = 100_000
 SLOTS: Final = "slots"  # below the group of a generation that has one
@@ -79,10 +80,13 @@ class CgroupBackend(Protocol):
     def leave(self, group: Path) -> None:
         """Look below *group* no more."""
 
-    def create(self, slot: str) -> None:
-        """Make the slot's groups with its device program, or none. Raises ``cgroup.refused``."""
+    def create(self, slot: str, nodes: Sequence[Node] = ()) -> None:
+        """Make the slot's groups with its device program, or none. Raises ``cgroup.refused``.
 
-    def renew(self, slot: str) -> None:
+        *nodes* are the device's that it is born for: the program lets exactly these through, besides the five.
+        """
+
+    def renew(self, slot: str, nodes: Sequence[Node] = ()) -> None:
         """Put this daemon's device program on the slot's group, instead of an earlier daemon's."""
 
     def check_devices(self, slot: str) -> str | None:

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox.cgroup.backend import naming
+from bedsit.sandbox.nodes import Node
 
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD, _PROG_ATTACH, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 15, 16
@@ -97,9 +98,14 @@ class DeviceProgram:
 
     def __init__(self, rules: Iterable[Rule] = STANDARD) -> None:
         """Load it. Raises ``cgroup.refused`` with what the kernel's verifier said."""
-        self._fd = load(assemble(rules))
+        self._rules = tuple(rules)
+        self._fd = load(assemble(self._rules))
         self._close = weakref.finalize(self, os.close, self._fd)
         self.id = _read_id(self._fd)
+
+    def allow_also(self, nodes: Iterable[Node]) -> "DeviceProgram":
+        """Another program, that lets these nodes be opened too. Raises ``cgroup.refused``."""
+        return DeviceProgram((*self._rules, *(Rule("c", node.major, node.minor, "rw") for node in nodes)))
 
     def close(self) -> None:
         """Attach it no more. Groups that have it keep it."""
@@ -135,6 +141,10 @@ class NoProgram:
 
     def attach(self, group: Path) -> None:
         """Do nothing."""
+
+    def allow_also(self, _nodes: Iterable[Node]) -> "NoProgram":
+        """Nor is there another one."""
+        return self
 
     def close(self) -> None:
         """Do nothing."""

@@ -5,12 +5,14 @@ Any cgroup2 mount serves, also one without controllers beside v1 hierarchies.
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox.cgroup.backend import list_folders, naming, read, read_keyed, remove_folder, write
 from bedsit.sandbox.cgroup.devices import DeviceProgram, NoProgram
+from bedsit.sandbox.nodes import Node
 
 PROCS: Final = "cgroup.procs"
 
@@ -26,6 +28,8 @@ class Lifecycle:
         self._roots = list(roots)
         self._devices = devices
         self._refusals: dict[str, str] = {}
+        #: Of slots that were born for a device: theirs lets its nodes through as well.
+        self._wider: dict[str, DeviceProgram | NoProgram] = {}
 
     @property
     def root(self) -> Path:
@@ -62,17 +66,19 @@ class Lifecycle:
         """The slot's group, or where it would be. Raises ``cgroup.refused`` when it could be nowhere."""
         return self.find(slot) or self.root / slot
 
-    def create(self, slot: str) -> None:
+    def create(self, slot: str, nodes: Sequence[Node] = ()) -> None:
         """Make a group, with its device program before anything joins it."""
         folder = self.root / slot
         with naming(folder):
             folder.mkdir()
-        self.renew(slot)
+        self.renew(slot, nodes)
 
-    def renew(self, slot: str) -> None:
+    def renew(self, slot: str, nodes: Sequence[Node] = ()) -> None:
         """Put this daemon's device program on a group. A refusal is what `check_devices` says then."""
         try:
-            self._devices.attach(self.folder(slot))
+            if nodes:
+                self._wider[slot] = self._devices.allow_also(nodes)
+            self._program(slot).attach(self.folder(slot))
         except BedsitError as e:
             self._refusals[slot] = e.message
         else:
@@ -80,8 +86,11 @@ class Lifecycle:
 
     def check_devices(self, slot: str) -> str | None:
         """None when the group has our device program; else what is wrong."""
-        why = self._devices.check(self.folder(slot))
+        why = self._program(slot).check(self.folder(slot))
         return why and self._refusals.get(slot, why)
+
+    def _program(self, slot: str) -> DeviceProgram | NoProgram:
+        return self._wider.get(slot, self._devices)
 
     def open_group_fd(self, slot: str) -> int:
         """The folder, as a place to be born into."""
@@ -128,6 +137,7 @@ class Lifecycle:
         if folder := self.find(slot):
             remove_folder(folder)
         self._refusals.pop(slot, None)
+        self._wider.pop(slot, None)  # which closes it
 
     def list(self) -> list[str]:
         """All groups, below every root."""

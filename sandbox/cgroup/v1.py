@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,6 +22,7 @@ from bedsit.sandbox.cgroup.backend import (
 from bedsit.sandbox.cgroup.lifecycle import Lifecycle
 from bedsit.sandbox.cgroup.v1controllers import open_controller
 from bedsit.sandbox.cgroup.v1limits import V1Limits
+from bedsit.sandbox.nodes import Node
 
 CONTROLLERS: Final = ("memory", "pids", "cpu")
 #: A box without them holds no limit of that kind, and refuses a tenant that is given one.
@@ -67,7 +68,7 @@ class V1Backend:
         """As CgroupBackend says."""
         self._life.leave(group / SLOTS)
 
-    def create(self, slot: str) -> None:
+    def create(self, slot: str, nodes: Sequence[Node] = ()) -> None:
         """As CgroupBackend says."""
         with contextlib.ExitStack() as undo:  # of what this call made: a group that was there is somebody's
             for root in self._folders:
@@ -76,7 +77,7 @@ class V1Backend:
                 undo.callback(remove_folder, root / slot)
             if "cpuset" in self._roots:
                 inherit_cores(self._roots["cpuset"] / slot)
-            self._life.create(slot)
+            self._life.create(slot, nodes)
             undo.pop_all()
 
     def set_limits(self, slot: str, limits: Limits) -> None:

@@ -1,7 +1,7 @@
 """Limits and life cycle through one cgroup2 hierarchy that has the memory, pids and cpu controllers."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -9,6 +9,7 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup.backend import SLOTS, Limits, Stats, check_limits, naming, read, read_keyed, write
 from bedsit.sandbox.cgroup.lifecycle import PROCS, Lifecycle
 from bedsit.sandbox.cgroup.v2limits import V2Limits
+from bedsit.sandbox.nodes import Node
 
 CONTROLLERS: Final = frozenset({"memory", "pids", "cpu"})
 # Where the daemon itself goes: a group with controllers for its children may not hold processes of its own.
@@ -58,9 +59,9 @@ class V2Backend:
         """As CgroupBackend says."""
         self._life.leave(group / SLOTS)
 
-    def create(self, slot: str) -> None:
+    def create(self, slot: str, nodes: Sequence[Node] = ()) -> None:
         """As CgroupBackend says. An OOM kill takes the whole slot, never half of one."""
-        self._life.create(slot)
+        self._life.create(slot, nodes)
         try:
             write(self._life.folder(slot) / "memory.oom.group", 1)
         except BedsitError:

@@ -5,6 +5,7 @@ import socket
 from typing import Any, Final, Literal
 
 from bedsit.ipc import seqpacket
+from bedsit.sandbox.nodes import Node
 
 # The only two ids that exist inside a slot; everybody else, root first, is "nobody" there.
 INIT_ID: Final = 1000
@@ -20,7 +21,8 @@ class Order:
     """A slot as the daemon ordered it. Ids are the box's, sizes are bytes.
 
     *profile* is what its worker may do beyond serving; *filter* and *init_filter* are seccomp programs for worker and
-    init, empty on a box where none can be made.
+    init, empty on a box where none can be made. *nodes* are the device files that its worker has besides the five, and
+    *env* are variables that it finds beside the usual ones.
     """
 
     slot: str
@@ -32,6 +34,8 @@ class Order:
     profile: Profile = "standard"
     filter: bytes = b""
     init_filter: bytes = b""
+    nodes: tuple[Node, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -23,10 +23,15 @@ def take_name(context: Context) -> None:
     setproctitle.setproctitle(f"bedsit: {context.role} {context.order.slot}")
 
 
-def take_environment(_: Context) -> None:
-    """The variables that a tenant's code sees: the same in every slot."""
+def take_environment(context: Context) -> None:
+    """The variables that a tenant's code sees: the same in every slot, but for what its device takes.
+
+    CUDA reads its own when it starts, which is never before this.
+    """
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
+    if context.role == "worker":
+        os.environ.update(context.order.env)
     os.umask(0o077)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

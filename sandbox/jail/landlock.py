@@ -108,8 +108,21 @@ def _grants(context: Context) -> Iterator[tuple[str, Right]]:
         return  # it has its logs open, and reads at most its own code
     yield "/proc", _READ
     yield "/dev", _READ_AND_WRITE
+    yield from _device_grants(context)
     for folder in root.SCRATCH:
         yield folder, _OWN
+
+
+def _device_grants(context: Context) -> Iterator[tuple[str, Right]]:
+    """What a slot may do that was born for a device: ioctl(2) on exactly its nodes, and naming its own threads.
+
+    CUDA does not start where a thread cannot be named through /proc/self/task/<tid>/comm. That is this process's own
+    folder, which lies in no other slot's /proc; what else can be written there asks for capabilities to do harm.
+    """
+    for node in context.order.nodes:
+        yield f"/dev/{node.name}", Right.READ_FILE | Right.WRITE_FILE | Right.IOCTL_DEV
+    if context.order.nodes:
+        yield "/proc/self/task", Right.WRITE_FILE | Right.TRUNCATE
 
 
 def _grant(ruleset: int, path: str, rights: Right) -> None:

@@ -39,12 +39,22 @@ def make_root(context: Context) -> None:
 
 
 def bind_devices(context: Context) -> None:
-    """The five harmless character devices, as binds: the only mounts in a slot on which a device node works."""
+    """The five harmless character devices, as binds: the only mounts in a slot on which a device node works.
+
+    And those of the device that the slot is born for. Binds, because a zygote has no right to make nodes, and because
+    what is mounted is then what the box's driver keeps there. Raises ValueError for a node that is another device by
+    now than the one that the device program lets through.
+    """
     folder = context.house.staging + "/dev"
     os.makedirs(folder, exist_ok=True)
     for name in DEVICES:
-        _write(f"{folder}/{name}")
-        libc.mount(f"/dev/{name}", f"{folder}/{name}", None, libc.MS_BIND)
+        _bind_node(f"/dev/{name}", f"{folder}/{name}")
+    for node in context.order.nodes:
+        target = f"{folder}/{node.name}"
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _bind_node(node.source, target)
+        if not node.is_still(os.stat(target, follow_symlinks=False)):
+            raise ValueError(f"{node.source} is not the device {node.major}:{node.minor} any more")
 
 
 def mount_scratch(context: Context) -> None:
@@ -112,6 +122,11 @@ def _bind_read_only(source: str, target: str) -> None:
         os.makedirs(target, exist_ok=True)
     libc.mount(source, target, None, libc.MS_BIND | libc.MS_REC)
     libc.make_read_only(target)
+
+
+def _bind_node(source: str, target: str) -> None:
+    _write(target)
+    libc.mount(source, target, None, libc.MS_BIND)
 
 
 def _write(path: str, text: str = "") -> None:

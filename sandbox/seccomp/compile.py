@@ -2,23 +2,25 @@
 
 import errno
 import functools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bedsit.sandbox.seccomp import libseccomp
 from bedsit.sandbox.seccomp.libseccomp import ALLOW, KILL_PROCESS, NOT_EQUAL, NOTIFY, Compare, Filter, refuse_with
-from bedsit.sandbox.seccomp.policy import INIT, STANDARD, SUBPROCESS, Guard, Policy
+from bedsit.sandbox.seccomp.policy import INIT, STANDARD, SUBPROCESS, Guard, Policy, for_device
 
 _POLICIES: Final = {"init": INIT, "standard": STANDARD, "subprocess": SUBPROCESS}
 
 
 @functools.cache
-def compile_filter(profile: str) -> bytes:
+def compile_filter(profile: str, *, has_device: bool = False) -> bytes:
     """The filter of a profile (or of "init") as an array of struct sock_filter; some 3 ms the first time.
 
-    Raises ``jail.refused`` on a box without libseccomp.
+    With *has_device* the worker has a device's nodes. Raises ``jail.refused`` on a box without libseccomp.
     """
-    return compile_policy(_POLICIES[profile])
+    policy = _POLICIES[profile]
+    return compile_policy(for_device(policy) if has_device else policy)
 
 
 def compile_policy(policy: Policy) -> bytes:
@@ -61,25 +63,24 @@ def _add_guard(program: Filter, guard: Guard) -> None:
         program.add(refuse, number, [Compare(guard.argument, value, operation=NOT_EQUAL)])
         return
     named, unnamed = (refuse, ALLOW) if guard.refused else (ALLOW, refuse)
-    for value in guard.values:
-        program.add(named, number, [Compare(guard.argument, value, guard.mask)])
-    for mask, value in others(guard.values, guard.mask):
+    for mask, value in guard.patterns:
+        program.add(named, number, [Compare(guard.argument, value, mask)])
+    for mask, value in others(guard.patterns):
         program.add(unnamed, number, [Compare(guard.argument, value, mask)])
 
 
-def others(values: Sequence[int], mask: int) -> Iterator[tuple[int, int]]:
-    """All values under *mask* that are not in *values*, as (mask, value) pairs of which exactly one holds.
+def others(patterns: Sequence[tuple[int, int]], mask: int = 0, value: int = 0) -> Iterator[tuple[int, int]]:
+    """All values that none of *patterns* names, (mask, value) pairs, as such pairs, of which exactly one holds.
 
     libseccomp has no "otherwise" for a call whose arguments do not match: it would fall through to what is unlisted.
+    *mask* and *value* are what is decided already. Bits that all patterns look at come first: there they part.
     """
-    bits = [1 << n for n in range(mask.bit_length() - 1, -1, -1) if mask >> n & 1]
-    yield from _split(tuple(values), bits, 0, 0)
-
-
-def _split(values: Sequence[int], bits: Sequence[int], mask: int, value: int) -> Iterator[tuple[int, int]]:
-    if not values:
+    open_bits = [pattern & ~mask for pattern, _ in patterns]
+    if not patterns:
         yield mask, value
-    elif bits:
-        bit, *rest = bits
+    elif all(open_bits):  # else one of them is met
+        common = functools.reduce(operator.and_, open_bits) or open_bits[0]
+        bit = 1 << common.bit_length() - 1
         for side in (0, bit):
-            yield from _split([v for v in values if v & bit == side], rest, mask | bit, value | side)
+            left = [(m, v) for m, v in patterns if not m & bit or v & bit == side]
+            yield from others(left, mask | bit, value | side)

@@ -6,9 +6,9 @@ Why a list of what is allowed: what a worker needs was measured (strace over sta
 what an attacker could use in the kernels of the coming years nobody can list.
 """
 
-import dataclasses
 import errno
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 _CLONE_NAMESPACES: Final = 0x7E02_0080  # CLONE_NEW* of sched.h, the time namespace's among them
@@ -32,12 +32,13 @@ _PR_GET_DUMPABLE, _PR_SET_NAME, _PR_GET_NAME, _PR_CAPBSET_READ = 3, 15, 16, 23
 _PR_GET_NO_NEW_PRIVS, _PR_SET_VMA = 39, 0x5356_4D41
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Guard:
     """A call that is allowed when *argument*, of which the bits of *mask* are looked at, is one of *values*.
 
     With other values it fails with EPERM. Without a *mask* there is one value, and all 64 bits count. With *refused*
-    it is the other way round: *values* fail, and all others are allowed.
+    it is the other way round: *values* fail, and all others are allowed. *families* are further values, each with a
+    mask of its own; no value is named twice.
     """
 
     call: str
@@ -46,9 +47,15 @@ class Guard:
     why: str
     mask: int | None = None
     refused: bool = False
+    families: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def patterns(self) -> tuple[tuple[int, int], ...]:
+        """Everything that is named, as (mask, value). Only for a guard with a mask."""
+        return (*((self.mask or 0, value) for value in self.values), *self.families)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole filter. *refused* maps an errno to groups of calls; *killed* ends the process with SIGSYS.
 
@@ -237,6 +244,26 @@ SUBPROCESS: Final = Policy(
     {errno.ENOSYS: _NO_SUCH_CALL, errno.EPERM: _NOT_PERMITTED, errno.EOPNOTSUPP: _NOT_SUPPORTED},
     _KILLED,
 )
+
+# What CUDA asks of its nodes. The words themselves lie behind a pointer, where a filter cannot look. Sources: NVIDIA's
+# open kernel modules, nv-ioctl-numbers.h (the letter F), uvm_ioctl.h (numbers of one byte; above 199 for its own tests)
+# and uvm_linux_ioctl.h (its begin and end).
+_DEVICE_REQUESTS: Final = (
+    (0xFF00, ord("F") << 8),
+    (0xFFFF_FF80, 0),
+    (_LOW_WORD, 0x3000_0001),
+    (_LOW_WORD, 0x3000_0002),
+)
+
+
+def for_device(policy: Policy) -> Policy:
+    """The same policy for a slot that is born for a GPU: ioctl(2) lets the driver's requests through, too.
+
+    A filter sees no file: that they reach no other device is landlock's and the device program's business.
+    """
+    guards = (replace(guard, families=_DEVICE_REQUESTS) if guard.call == "ioctl" else guard for guard in policy.guards)
+    return replace(policy, guards=tuple(guards))
+
 
 #: The slot's init, which is ours: it passes packets on and writes logs. Nobody answers for it, so nothing is reported.
 INIT: Final = Policy(

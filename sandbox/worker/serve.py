@@ -22,6 +22,7 @@ from bedsit.ipc.slot import Assignment, Report, decode_assignment, encode_report
 from bedsit.sandbox.worker.arenas import ArenaTable
 from bedsit.sandbox.worker.bundle import unpack_bundle
 from bedsit.sandbox.worker.calls import Calls, as_failure
+from bedsit.sandbox.worker.device import wake_device
 from bedsit.sandbox.worker.lanes import Lanes
 from bedsit.sandbox.worker.runners import Runner, load_runner
 from bedsit.sandbox.worker.turns import Turns
@@ -41,6 +42,7 @@ def run(control_fd: int, slot: str, run_dir: str = RUN_DIR, bundles: Path = BUND
     The router's sockets are in *run_dir*, bundles are unpacked below *bundles*: places inside the jail.
     """
     control = socket.socket(fileno=control_fd)
+    wake_device(control)
     assignment, fds = _await_assignment(control)
     torch.set_num_threads(assignment.threads)
     sys.dont_write_bytecode = True

@@ -68,6 +68,14 @@ class Seat:
     memory_bytes: int = 0
     is_shared: bool = False
 
+    @property
+    def device(self) -> str:
+        """What slots on it are born for: the name of its GPU, or of its part of one; empty where there are cores only.
+
+        Not the UUID of a MIG device, which is another one each time that the instance is made.
+        """
+        return "" if self.cores else str(self)
+
     def __str__(self) -> str:
         where = " and ".join(self.devices)
         if self.placed:

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.seccomp import INIT, STANDARD, SUBPROCESS, Policy, compile_filter, libseccomp, name_call
 from bedsit.sandbox.seccomp.compile import others
+from bedsit.sandbox.seccomp.policy import for_device
 
 POLICIES = {"standard": STANDARD, "subprocess": SUBPROCESS, "init": INIT}
+ON_DEVICES = {f"{name} with a device": for_device(policy) for name, policy in POLICIES.items() if name != "init"}
+EVERY = POLICIES | ON_DEVICES
 HERE = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}[platform.machine()]
 I386, X32 = 0x4000_0003, 0x4000_0000
 KILL, NOTIFY, ALLOW = 0x8000_0000, 0x7FC0_0000, 0x7FFF_0000
@@ -52,6 +55,12 @@ def judge(program: bytes, number: int, *arguments: int, architecture: int = HERE
                 raise AssertionError(hex(operation))
 
 
+def compile_named(name: str) -> bytes:
+    """The filter of a policy by its name here."""
+    profile, _, device = name.partition(" with ")
+    return compile_filter(profile, has_device=bool(device))
+
+
 def number_of(name: str) -> int:
     """The number of a call that this architecture has."""
     number = libseccomp.find_number(name)
@@ -77,10 +86,10 @@ def test_every_call_is_named_once_and_known(policy: Policy) -> None:
     assert {name for name, number in numbers.items() if number is None or number < 0} <= FOREIGN
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_each_call_gets_what_its_group_says(name: str) -> None:
     """The compiled program agrees with the list, call by call; it fits into what the kernel takes."""
-    policy, program = POLICIES[name], compile_filter(name)
+    policy, program = EVERY[name], compile_named(name)
     assert len(program) // 8 < MAX_INSTRUCTIONS
     wanted = dict.fromkeys(" ".join(policy.allowed.values()).split(), ALLOW)
     wanted |= dict.fromkeys(" ".join(policy.killed.values()).split(), KILL)
@@ -91,17 +100,17 @@ def test_each_call_gets_what_its_group_says(name: str) -> None:
             assert judge(program, number_of(call)) == action, call
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_guards_look_at_their_argument_only(name: str) -> None:
     """Named values and one bit beside each of them, with other arguments full and empty."""
-    policy, program = POLICIES[name], compile_filter(name)
+    policy, program = EVERY[name], compile_named(name)
     for guard in policy.guards:
-        mask = (1 << 64) - 1 if guard.mask is None else guard.mask
-        for value, bit, rest in itertools.product(guard.values, [None, *range(64)], (0, (1 << 64) - 1)):
+        patterns = [((1 << 64) - 1, *guard.values)] if guard.mask is None else guard.patterns
+        for (_, value), bit, rest in itertools.product(patterns, [None, *range(64)], (0, (1 << 64) - 1)):
             asked = value if bit is None else value ^ (1 << bit)
             arguments = [rest] * 6
             arguments[guard.argument] = asked
-            named = any(asked & mask == other & mask for other in guard.values)
+            named = any(asked & mask == other & mask for mask, other in patterns)
             action = ALLOW if named != guard.refused else EPERM
             assert judge(program, number_of(guard.call), *arguments) == action, (guard.call, hex(asked))
 
@@ -135,6 +144,32 @@ def test_profiles_differ_in_what_they_are_for() -> None:
     assert STANDARD.killed == SUBPROCESS.killed
 
 
+def test_a_device_opens_its_drivers_requests_and_nothing_else() -> None:
+    """Every call gets the answer that it gets without a device, but for ioctl(2) with a request of the driver's."""
+    for profile, policy in (("standard", STANDARD), ("subprocess", SUBPROCESS)):
+        without, with_device = compile_filter(profile), compile_filter(profile, has_device=True)
+        for call in set(names_of(policy)) - {"ioctl"}:
+            if (libseccomp.find_number(call) or 0) >= 0:
+                for argument in (0, 1, (1 << 64) - 1):
+                    asked = number_of(call), *[argument] * 6
+                    assert judge(without, *asked) == judge(with_device, *asked), call
+        ioctl = number_of("ioctl")
+        for request in (0x4600, 0xC020_462A, 1, 37, 0x7F, 0x3000_0001, 0x3000_0002):  # nvidia's, then nvidia-uvm's
+            assert judge(without, ioctl, 3, request) == EPERM
+            assert judge(with_device, ioctl, 3, request) == ALLOW
+        for request in (
+            0x5412,
+            0x80,
+            200,
+            0x8001,
+            0x3000_0003,
+            0x4500,
+            0x4700,
+            0xC020_642A,
+        ):  # TIOCSTI, uvm's tests, ...
+            assert judge(with_device, ioctl, 3, request) == EPERM
+
+
 def test_calls_have_names() -> None:
     """What people know them by; a number that this libseccomp does not know stays one."""
     assert name_call(number_of("ptrace")) == "ptrace"
@@ -155,7 +190,21 @@ def test_an_unknown_profile_is_a_bug() -> None:
 def test_others_are_all_the_others(drawn: tuple[int, set[int]]) -> None:
     """Of every value and its complement exactly one holds, and exactly one pair of the complement."""
     mask, values = drawn
-    pairs = [*others(tuple(values), mask)]
+    pairs = [*others([(mask, value) for value in values])]
     for asked in {v ^ bit for v in values for bit in (0, *(1 << n for n in range(16)))} | {0, 0xFFFF}:
         holds = sum(asked & m == v for m, v in pairs)
         assert holds == (asked & mask not in values)
+
+
+@given(st.data())
+def test_others_of_families_are_all_the_others(data: st.DataObject) -> None:
+    """Also where the masks differ, as long as no value is named twice."""
+    patterns: list[tuple[int, int]] = []
+    for mask in data.draw(st.lists(st.integers(1, 0xFF), min_size=1, max_size=6)):
+        value = data.draw(st.integers(0, 0xFF)) & mask
+        if all((value ^ v) & mask & m for m, v in patterns):
+            patterns.append((mask, value))
+    pairs = [*others(patterns)]
+    for asked in range(0x100):
+        holds = sum(asked & m == v for m, v in pairs)
+        assert holds == (not any(asked & m == v for m, v in patterns))

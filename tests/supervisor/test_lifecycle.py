@@ -5,6 +5,7 @@ import pytest
 from bedsit.ipc.errors import error
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.births import Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.lifecycle import HEALTHY_AFTER_S, LOST_GRACE_S, House
 from bedsit.supervisor.stimuli import Timer
@@ -434,7 +435,7 @@ def test_a_strict_tenant_learns_which_walls_it_waits_for(*, others: bool) -> Non
     house.handle(on.TenantSet("other", running=True, strict=others, models=()))
     house.handle(on.TenantSet("a", running=True, strict=True, models=(), profile="subprocess"))
     house.handle(on.RollAsked("op", "a", ONE, 10.0))
-    (slot,) = [slot.id for slot in house.slots.values() if slot.profile == "subprocess"]
+    (slot,) = [slot.id for slot in house.slots.values() if slot.birth.profile == "subprocess"]
     house.handle(on.SlotBuilt(slot, 1, degraded=True, lacks=("landlock",)))
     house.handle(on.SlotBuilt("s1", 1))
     failure = answer(house.handle(on.TimerFired(Timer("roll", "op"))))
@@ -531,7 +532,7 @@ def test_another_profile_is_built_when_somebody_waits() -> None:
 
     out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
 
-    assert [i for i in out if isinstance(i, do.BuildSlot)] == [do.BuildSlot("s2", "subprocess")]
+    assert [i for i in out if isinstance(i, do.BuildSlot)] == [do.BuildSlot("s2", Birth("subprocess"))]
     assert do.AssignSlot("s2", "a", ONE) in built(house, "s2")
     assert house.slots["s1"].state == "blank"
 
@@ -553,7 +554,7 @@ def test_a_full_box_gives_a_blank_slot_up() -> None:
     assert [i for i in out if isinstance(i, do.DestroySlot)] == [do.DestroySlot("s1")]
 
     assert kinds(house.handle(on.SlotGone("s1"))) == ["BuildSlot"]
-    assert house.slots["s3"].profile == "subprocess"
+    assert house.slots["s3"].birth == Birth("subprocess")
 
 
 def test_a_changed_profile_is_a_new_slot() -> None:
@@ -563,7 +564,7 @@ def test_a_changed_profile_is_a_new_slot() -> None:
     out = house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="subprocess"))
 
     assert house.slots["s1"].state == "serving"
-    assert do.BuildSlot("s3", "subprocess") in out
+    assert do.BuildSlot("s3", Birth("subprocess")) in out
     assert do.AssignSlot("s3", "a", ONE) in built(house, "s3")
 
     house.handle(on.ModelsLoaded("s3"))
@@ -576,7 +577,7 @@ def test_an_adopted_slot_of_another_profile_is_replaced() -> None:
     house = make_house()
     house.handle(on.TenantSet("a", running=True, strict=True, models=ONE, profile="standard"))
 
-    house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=False, generation=1, profile="subprocess"))
+    house.handle(on.SlotAdopted("s9", "serving", "a", ONE, degraded=False, generation=1, birth=Birth("subprocess")))
     house.handle(on.Begin())
     house.handle(on.SlotBuilt("s1", 1))
 

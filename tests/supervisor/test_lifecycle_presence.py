@@ -517,7 +517,7 @@ def test_nobody_is_replaced_of_a_tenant_that_is_given_up() -> None:
     for slot in [slot.id for slot in house.slots.values() if slot.state == "building"]:
         live(house, on.SlotBuilt(slot, 1))
 
-    assert [house.slots[slot].profile for slot in crew(house)] == ["standard"]
+    assert [house.slots[slot].birth.profile for slot in crew(house)] == ["standard"]
     assert house.tenant_state("a") == "running"
 
 
@@ -766,7 +766,7 @@ def test_slots_of_another_profile_come_before_the_old_ones_go() -> None:
 
     assert replace_one_by_one(house, old)[-1] == 3
     assert not set(old) & set(house.slots)
-    assert {house.slots[slot].profile for slot in crew(house)} == {"subprocess"}
+    assert {house.slots[slot].birth.profile for slot in crew(house)} == {"subprocess"}
 
 
 def test_a_restart_is_a_roll_of_the_same_models() -> None:

@@ -1,6 +1,7 @@
 """The house under any order of stimuli: what lifecycle.py guarantees, held against a model of the shell."""
 
 import itertools
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from bedsit.ipc.errors import error
 from bedsit.sandbox.jail.context import Profile
 from bedsit.supervisor import instructions as do
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.births import ORDINARY, Birth
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.placement.seating import Seat
@@ -29,6 +31,8 @@ POLICIES = st.builds(
 )
 PLACES = st.sampled_from([None, (1, 1), (1, 2), (9, 9)])
 PROFILES = st.sampled_from(["standard", "subprocess"])
+SEATS = st.sampled_from([None, None, Seat(("gpu0",)), Seat(("gpu1",)), Seat(("cpu0",), cores=(1,))])
+HOLDS: st.SearchStrategy[Hold] = st.sampled_from(["", "", "unseen", "degraded"])
 CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 0")])
 POOL, MOST, FORKS = 2, 5, 3
 
@@ -36,11 +40,12 @@ POOL, MOST, FORKS = 2, 5, 3
 class Shell(RuleBasedStateMachine):
     """Carries out instructions in a toy world and lets anything happen in any order."""
 
-    @initialize(best_effort=st.booleans())
-    def open(self, *, best_effort: bool) -> None:
+    @initialize(best_effort=st.booleans(), warm=st.sampled_from([0, 0, 1]))
+    def open(self, *, best_effort: bool, warm: int) -> None:
         """An open house with a zygote."""
         numbers = itertools.count(1)
-        self.house = House(Limits(POOL, MOST, 120.0, 60.0, FORKS), lambda: f"s{next(numbers)}")
+        self.house = House(Limits(POOL, MOST, 120.0, 60.0, FORKS, device_stock=warm), lambda: f"s{next(numbers)}")
+        self.births: dict[str, Birth] = {}
         self.operations = itertools.count(1)
         self.best_effort = best_effort
         self.pending: set[str] = set()
@@ -72,8 +77,10 @@ class Shell(RuleBasedStateMachine):
     def carry_out(self, instruction: do.Instruction) -> None:
         """Do what the shell would do, and check that it may be asked."""
         match instruction:
-            case do.BuildSlot(slot):
+            case do.BuildSlot(slot, birth):
+                self.births[slot] = birth
                 assert not self.closing
+                assert birth.device not in self.house._pool_resting, "what has just failed is left alone for a while"
                 assert self.zygote, "somebody has to fork it"
                 self.builders[slot] = self.zygote
             case do.AssignSlot(slot, tenant, models):
@@ -82,6 +89,7 @@ class Shell(RuleBasedStateMachine):
                 assert self.house.slots[slot].profile == self.house.tenants[tenant].profile
                 assert self.house.slots[slot].seat == self.house.tenants[tenant].seat
                 assert not self.house.tenants[tenant].hold, "nothing starts where nothing can"
+                assert self.births[slot] == self.house.tenants[tenant].birth, "not of another device, nor profile"
                 self.assigned[slot] = (tenant, models)
             case do.DestroySlot(slot):
                 assert slot not in self.destroyed, "a slot is destroyed once"
@@ -120,11 +128,11 @@ class Shell(RuleBasedStateMachine):
                 self.published = {slot.id: slot.state for slot in self.house.slots.values() if slot.tenant}
 
     def makes_room(self, slot: str) -> bool:
-        """Whether a blank slot may go: for want of memory, or for a profile that the pool does not hold."""
+        """Whether a blank slot may go: for want of memory, or for a birth that the pool does not hold."""
         if self.tight:
             return True
-        waits = any(tenant.profile != "standard" for tenant in self.house._waiting.values())
-        return waits or self.house.slots[slot].profile != "standard"
+        waits = any(tenant.birth != ORDINARY for tenant in self.house._waiting.values())
+        return waits or self.births[slot] != ORDINARY
 
     def commit(self, operation: str) -> None:
         """Write down, or fail to."""
@@ -162,20 +170,18 @@ class Shell(RuleBasedStateMachine):
         generation, self.zygote = self.zygote, 0
         self.hear(on.ZygoteDown(generation, "gone"))
 
-    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES, policy=POLICIES)
-    def set_tenant(self, *, tenant: str, running: bool, models: ModelSet, profile: Profile, policy: Policy) -> None:
+    @rule(tenant=TENANTS, running=st.booleans(), models=SETS, profile=PROFILES, policy=POLICIES, seat=SEATS)
+    def set_tenant(
+        self, *, tenant: str, running: bool, models: ModelSet, profile: Profile, policy: Policy, seat: Seat | None
+    ) -> None:
         """The operator wishes."""
-        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy))
+        self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy, seat=seat))
+        self.hear(on.SeatSeen(tenant, "", ""))
 
-    @rule(tenant=TENANTS, models=SETS, seat=SEATS)
-    def seat_tenant(self, *, tenant: str, models: ModelSet, seat: Seat | None) -> None:
-        """The operator wishes for a device, or for none."""
-        self.hear(on.TenantSet(tenant, running=True, strict=False, models=models, seat=seat))
-
-    @rule(tenant=TENANTS, state=st.sampled_from(["", "", "unseen", "degraded"]))
-    def look_at_devices(self, *, tenant: str, state: Hold) -> None:
-        """The devices were looked at."""
-        self.hear(on.SeatSeen(tenant, state, "why"))
+    @rule(tenant=TENANTS, state=HOLDS)
+    def look_at_seat(self, tenant: str, state: Hold) -> None:
+        """The device of a seat can be used, or not."""
+        self.hear(on.SeatSeen(tenant, state, "why" if state else ""))
 
     @rule(tenant=TENANTS, models=SETS, policy=POLICIES)
     def start_tenant(self, *, tenant: str, models: ModelSet, policy: Policy) -> None:
@@ -342,19 +348,32 @@ class Shell(RuleBasedStateMachine):
     def blank_slots_of_an_old_generation_do_not_stay(self) -> None:
         """One after the other; in a full box the old one goes first, when nobody waits."""
         kept = self.house.rotation.oldest_kept
-        stale = [slot for slot in self.house.slots.values() if slot.state == "blank" and slot.generation < kept]
+        old = [slot for slot in self.house.slots.values() if slot.state == "blank" and slot.generation < kept]
+        stale = [slot for slot in old if Timer("pool", slot.birth.device) not in self.timers]
         states = {slot.state for slot in self.house.slots.values()}
-        if stale and self.zygote and Timer("pool") not in self.timers and not self.closing:
+        if stale and self.zygote and not self.closing:
             full = len(self.house.slots) == MOST
             assert "building" in states or (full and ("dying" in states or self.house._waiting))
 
     @invariant()
-    def only_standard_slots_are_pooled(self) -> None:
-        """A blank slot of another profile is there for somebody who waits."""
-        if self.closing or self.house._pool_resting or self.house.rotation.current is None:
+    def only_what_is_in_stock_is_pooled(self) -> None:
+        """A blank slot of another birth is there for somebody who waits."""
+        if self.closing or self.house.rotation.current is None:
             return
-        blank = sum(slot.state == "blank" and slot.profile != "standard" for slot in self.house.slots.values())
-        assert blank <= sum(max(1, t.missing) for t in self.house._waiting.values() if t.profile != "standard")
+        blank = Counter(slot.birth for slot in self.house.slots.values() if slot.state == "blank")
+        for birth in blank.keys() - self.house._stock().keys():
+            if birth.device not in self.house._pool_resting:
+                waiting = [t for t in self.house._waiting.values() if t.birth == birth]
+                assert blank[birth] <= sum(max(1, t.missing) for t in waiting)
+
+    @invariant()
+    def a_slot_serves_on_its_device_only(self) -> None:
+        """Whoever has changed its device has none but stale slots of the former one, and on none other."""
+        for slot in self.house.slots.values():
+            tenant = self.house.tenants.get(slot.tenant or "")
+            assert slot.birth == self.births[slot.id], "for life"
+            if tenant is not None and slot.id in tenant.crew and slot.birth != tenant.birth:
+                assert slot.stale
 
     @invariant()
     def an_open_operation_can_end(self) -> None:

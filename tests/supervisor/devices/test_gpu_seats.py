@@ -1,5 +1,6 @@
 """Seats on GPUs and MIG devices, over the fake NVML: the real helper, binding and daemon."""
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import bedsit
 from bedsit.ipc import snapshot
 from bedsit.ipc.errors import BedsitError
+from bedsit.sandbox.inspect import LAYERS
+from bedsit.supervisor.devices.nodes import read_cap_minors
+from tests_support.nodes import make_dev, make_node
 from tests_support.nvml.library import MIG_CHANGED, XID, FakeGpu, FakeInstance, FakeNvml
 
 pytestmark = pytest.mark.root
@@ -37,8 +41,11 @@ def gpu_box(new_box: Callable[[], Any], nvml: FakeNvml, tmp_path: Path, mig_mino
     box = new_box()
     box.settings["pool_size"] = 1
     box.environment = nvml.environment
-    script = 'mount --bind "$0" /proc/driver && exec "$@"'
-    box.starter = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "proc/driver")]
+    # Its daemon and zygote, and nobody else, find what a driver would have made.
+    script = 'mount --bind "$0" /proc/driver && mount --bind "$1" /dev && shift && exec "$@"'
+    minors = read_cap_minors(tmp_path / "proc")
+    make_dev(tmp_path, ("nvidiactl", "nvidia-uvm", "nvidia0", "nvidia1"), minors.values())
+    box.starter = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "proc/driver"), str(tmp_path / "dev")]
     box.start(blank=0)
     box.start_router()
     return box
@@ -167,3 +174,61 @@ def test_a_seat_is_taken_until_the_last_slot_on_it_has_ended(gpu_box: Any) -> No
         asked.result(30)
     gpu_box.wait(lambda: not gpu_box.ps(slot=slot["slot"]))
     assert sit(gpu_box, "b", "gpu")["devices"] == [WHOLE.uuid]
+
+
+#: Answers with what the worker finds of its device: the errno of each node of the box's two GPUs.
+CURIOUS = """
+    import os
+    import torch
+
+    def ask(path):
+        try:
+            os.close(os.open(path, os.O_RDWR))
+        except OSError as e:
+            return e.errno
+
+    FOUND = [ask(f"/dev/nvidia{n}") for n in (0, 1)] + [len(os.listdir("/dev/nvidia-caps"))]
+
+    def build(bundle):
+        assert os.environ["CUDA_VISIBLE_DEVICES"].startswith("MIG-")
+        return lambda x: torch.tensor([FOUND + [0]], dtype=torch.float32)
+"""
+
+
+def test_a_tenant_has_the_nodes_of_its_seat_and_no_others(gpu_box: Any) -> None:
+    """From the seat to the worker: its GPU's node has no driver (ENXIO), the neighbour's is not there (ENOENT)."""
+    sit(gpu_box, "a", "mig:3g.40gb")
+    gpu_box.deploy("a", source=CURIOUS)
+    with bedsit.Client(tenant="a", run_dir=gpu_box.run) as client:
+        found = client.infer("echo", {"x": np.zeros((1, 4), np.float32)}, timeout_s=30.0)["x"]
+    assert found.tolist() == [[errno.ENOENT, errno.ENXIO, 2, 0]]
+    assert gpu_box.call("tenant.show", name="a")["walls"] == dict.fromkeys(LAYERS, "on")
+
+
+def test_a_tenant_keeps_its_device_over_a_restart_and_loses_it_with_its_seat(gpu_box: Any) -> None:
+    """Adopted with every wall on; another device takes a fresh slot."""
+    sit(gpu_box, "a", "mig:3g.40gb")
+    gpu_box.deploy("a")
+    (before,) = gpu_box.ps(tenant="a")
+    gpu_box.kill_daemon()
+    gpu_box.start(blank=0)
+    (after,) = gpu_box.ps(tenant="a")
+    assert (after["worker_pid"], after["state"]) == (before["worker_pid"], "serving")
+    assert gpu_box.call("tenant.show", name="a")["walls"] == dict.fromkeys(LAYERS, "on")
+    gpu_box.call("tenant.set", name="a", device="")
+    gpu_box.wait(lambda: [row["slot"] for row in gpu_box.ps(tenant="a", state="serving")] not in ([], [after["slot"]]))
+
+
+def test_a_node_that_is_missing_is_told_and_tried_again(gpu_box: Any, tmp_path: Path) -> None:
+    """Nothing starts for that tenant, and others go on; it starts when the node is there."""
+    node = tmp_path / "dev/nvidia0"
+    node.unlink()
+    sit(gpu_box, "a", "gpu")
+    gpu_box.tenant("b")
+    gpu_box.deploy("b")
+    with pytest.raises(BedsitError, match=r"pool\.empty: no blank slot .*/dev/nvidia0: No such file or directory"):
+        gpu_box.deploy("a", timeout_s=2.0)
+    assert "/dev/nvidia0" in gpu_box.wait_event("slot.refused")["text"]
+    make_node(tmp_path, "nvidia0", 2)
+    gpu_box.deploy("a")
+    assert (state(gpu_box, "a"), state(gpu_box, "b")) == ("running", "running")

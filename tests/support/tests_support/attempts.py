@@ -30,6 +30,7 @@ import pytest
 
 from bedsit.sandbox.cgroup import Limits
 from bedsit.sandbox.cgroup.devices import NoProgram
+from bedsit.sandbox.nodes import Node
 from tests_support.marks import Part, attempt
 from tests_support.slots import LIMITS, Ended, House, Slot, Zygote
 
@@ -45,10 +46,11 @@ RIGHTS: Final = "no_groups,user_namespace,open_sysctl,map_ids,no_nesting,boundin
 
 @dataclasses.dataclass(frozen=True)
 class Props:
-    """What a test put on the box for the attempt: variables for the source, descriptors for the worker."""
+    """What a test put on the box for the attempt: variables for the source, descriptors and nodes for the worker."""
 
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fds: tuple[int, ...] = ()
+    nodes: tuple[Node, ...] = ()
 
 
 #: Puts props on the box and takes them away again; told of the house, so that they can lie in its folder.
@@ -170,7 +172,9 @@ class Ground:
         stage = (removal and removal.stage) or made.stage
         with (
             stage(self.house) if stage else contextlib.nullcontext(Props()) as props,
-            self.slot(*made.options, *options, limits=limits, joins=joins, profile=made.profile) as slot,
+            self.slot(
+                *made.options, *options, limits=limits, joins=joins, profile=made.profile, nodes=props.nodes
+            ) as slot,
         ):
             outcome = slot.try_out(write_source(source, init_pid=slot.pid, **props.values), props.fds)
             if check:

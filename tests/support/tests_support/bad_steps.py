@@ -36,6 +36,18 @@ def bind_one_device(context: Context) -> None:
     libc.mount(str(Path(context.house.staging).parent / "node"), target, None, libc.MS_BIND)
 
 
+def bind_other_nodes(context: Context) -> None:
+    """The right devices, and all others that the test made in the house, under their own names."""
+    root.bind_devices(context)
+    box = Path(context.house.staging).parent / "dev"
+    for node in sorted(path for path in box.rglob("*") if path.is_char_device()):
+        target = Path(context.house.staging, "dev", node.relative_to(box))
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            target.touch()
+            libc.mount(str(node), str(target), None, libc.MS_BIND)
+
+
 def mount_whole_proc(context: Context) -> None:
     """A /proc that shows everybody."""
     folder = context.house.staging + "/proc"
@@ -163,6 +175,7 @@ BAD: Final = {
     "close_descriptors:folder": keep_folder,
     "devices": bind_all_devices,
     "devices:one": bind_one_device,
+    "devices:others": bind_other_nodes,
     "fork_worker": fork_leaky_worker,
     "no_trace:endless_lines": keep_endless_lines,
     "no_trace:no_reaping": reap_nobody,

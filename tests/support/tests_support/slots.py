@@ -21,6 +21,7 @@ from bedsit.ipc import seqpacket
 from bedsit.sandbox.cgroup import CgroupBackend, Limits, detect
 from bedsit.sandbox.cgroup.devices import NoProgram
 from bedsit.sandbox.inspect import Expected, find_worker, inspect_slot
+from bedsit.sandbox.nodes import Node
 from bedsit.sandbox.seccomp import compile_filter
 
 PROGRAM = Path(__file__).with_name("zygote_program.py")
@@ -210,17 +211,19 @@ class House:
         joins: bool = True,
         group: int | None = None,
         profile: str = "standard",
+        nodes: tuple[Node, ...] = (),
         **changes: Any,
     ) -> Any:
         """Order a slot and do not wait for the answer; *group* stands in for the folder of its cgroup2 group.
 
-        *changes* replace fields of the request. *sabotage* is for a zygote that was started with --sabotage.
+        *nodes* are those of a device that it is born for. *changes* replace fields of the request.
+        *sabotage* is for a zygote that was started with --sabotage.
         """
         number = next(self._numbers)
         slot = f"s{number:08x}"
         if sabotage:
             (zygote.path.parent / f"{slot}.sabotage").write_text(sabotage)
-        self.backend.create(slot)
+        self.backend.create(slot, nodes)
         self.backend.set_limits(slot, limits)
         folder = self.folder / "slots" / slot
         folder.mkdir()
@@ -240,8 +243,9 @@ class House:
             "tmp_bytes": 16 << 20,
             "bundle_bytes": 32 << 20,
             "profile": profile,
-            "filter": compile_filter(profile),
+            "filter": compile_filter(profile, has_device=bool(nodes)),
             "init_filter": compile_filter("init"),
+            "nodes": nodes,
             "fds": ["listener", "build", "group"] + ["join"] * (len(fds) if joins else 0),
             **changes,
         }
@@ -267,6 +271,7 @@ class House:
             limits,
             message["bundle_bytes"],
             proven=tuple(answer["proven"]),
+            nodes=message["nodes"],
         )
         made = Slot(slot, self.backend, limits, pid, find_worker(pid, children), answer, expected, path, write)
         self.slots.append(made)
