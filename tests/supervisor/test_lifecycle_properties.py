@@ -86,7 +86,6 @@ class Shell(RuleBasedStateMachine):
             case do.AssignSlot(slot, tenant, models):
                 assert slot not in self.assigned, "a slot serves one tenant, once"
                 assert slot not in self.destroyed
-                assert self.house.slots[slot].profile == self.house.tenants[tenant].profile
                 assert self.house.slots[slot].seat == self.house.tenants[tenant].seat
                 assert not self.house.tenants[tenant].hold, "nothing starts where nothing can"
                 assert self.births[slot] == self.house.tenants[tenant].birth, "not of another device, nor profile"
