@@ -110,7 +110,7 @@ def test_what_becomes_of_a_device_becomes_of_its_tenants_only(gpu_box: Any, nvml
     refused = refusal(gpu_box, "tenant.start", name="a")
     assert (refused.code, state(gpu_box, "a"), state(gpu_box, "b")) == ("device.degraded", "degraded", "running")
     assert refusal(gpu_box, "tenant.restart", name="a").code == "device.degraded"
-    assert "beside 3g.40gb in slots 4 to 7" in refusal(gpu_box, "tenant.create", name="c", device="mig:3g.40gb").message
+    assert "3g.40gb in slots 4 to 7" in refusal(gpu_box, "tenant.create", name="c", device="mig:3g.40gb").message
 
     nvml.instances.append(HALF)
     nvml.write()
