@@ -167,3 +167,19 @@ def test_a_seat_is_taken_until_the_last_slot_on_it_has_ended(gpu_box: Any) -> No
         asked.result(30)
     gpu_box.wait(lambda: not gpu_box.ps(slot=slot["slot"]))
     assert sit(gpu_box, "b", "gpu")["devices"] == [WHOLE.uuid]
+
+
+def test_who_asks_anew_leaves_a_device_that_is_degraded(gpu_box: Any, nvml: FakeNvml) -> None:
+    """Nobody else does, whatever else changes about a tenant; without another device it keeps what it has."""
+    sit(gpu_box, "a", "gpu")
+    nvml.happen(0, XID, 79)
+    gpu_box.wait_event("tenant.degraded", tenant="a")
+    assert refusal(gpu_box, "tenant.set", name="a", device="gpu").code == "device.full"
+    other = FakeGpu(2)
+    nvml.gpus.append(other)
+    nvml.write()
+    nvml.happen(1, MIG_CHANGED, 0)
+    gpu_box.wait(lambda: any(row["id"] == other.uuid for row in gpu_box.call("device.list")["devices"]))
+    assert gpu_box.call("tenant.set", name="a", pids=99)["seat"]["devices"] == [WHOLE.uuid]
+    assert gpu_box.call("tenant.set", name="a", device="gpu")["seat"]["devices"] == [other.uuid]
+    assert gpu_box.call("tenant.show", name="a")["seat_trouble"] is None
