@@ -178,7 +178,10 @@ class Gate:
             return False
         self._stop(batch, now_ns)
         self._overran.pop(batch, None)
-        self._parked.setdefault(batch.tenant.view.name, []).append(batch)
+        # First: what was sent behind it to the same worker comes after it.
+        self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
+        if self._next is not None and self._next.slot is slot:
+            self._next = batch
         if self._next is not None and len(self._running) < self.device.parallel:
             self._resume(self._next, now_ns)
         self.settle(batch, now_ns)
@@ -238,8 +241,6 @@ class Gate:
             tenant = self._tenants[name]
             if not is_full:
                 done = self._let(tenant)
-            elif any(batch.tenant is tenant for batch in self._running):
-                return  # it goes on after itself: nothing can be sent ahead to a worker that runs
             else:
                 done = self._send_ahead(tenant)
             if not done:
@@ -264,20 +265,22 @@ class Gate:
     def _send_ahead(self, tenant: Tenant) -> bool:
         """Have the tenant's next batch at its worker, to be the next to run, if it has one that can go."""
         parked = self._parked.get(tenant.view.name)
-        batch = parked[0] if parked else self._form(tenant)
+        batch = parked[0] if parked else self._form(tenant, behind=True)
         if batch is None:
             return False
         if not parked:
-            batch.slot.page.revoke()
+            if not any(each.slot is batch.slot for each in self._running):
+                batch.slot.page.revoke()
             batch.slot.send_batch(batch, _clock())
             self._parked[tenant.view.name] = [batch]
         self._next = batch
         return True
 
-    def _form(self, tenant: Tenant) -> Batch | None:
+    def _form(self, tenant: Tenant, *, behind: bool = False) -> Batch | None:
+        """Take its next batch out of its line; with *behind* also for a worker that has one already."""
         if self.device.strict and any(batch.tenant is tenant for batch in self._overran):
             return None  # its slot is about to be ended
-        batch = self._form_next(tenant, 1)
+        batch = self._form_next(tenant, 1 + behind)
         if batch is not None:
             batch.gate = self
         return batch
