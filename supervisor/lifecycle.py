@@ -602,7 +602,7 @@ class House:
             self._out += [do.FindRoom(), do.SetTimer(Timer("room"), ROOM_AGAIN_S)]
 
     def _assign(self, kind: Literal["tenant", "roll"], tenant: Tenant) -> bool:
-        if not self._may_take(kind, tenant):
+        if tenant.hold or not self._may_take(kind, tenant):
             return False
         fit = (s for s in self.slots.values() if s.state == "blank" and tenant.takes(s))
         slot = max(fit, key=lambda s: s.generation, default=None)

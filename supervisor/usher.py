@@ -55,16 +55,19 @@ class Usher:
         names = {name for card in list_cards(self.devices.box) if card.table for name in card.table.names}
         return read_wish(row, sorted(names))
 
-    def seat(self, row: Row, old: TenantRow | None = None) -> Row:
+    def seat(self, row: Row, old: TenantRow | None = None, *, is_asked: bool = True) -> Row:
         """The tenant with a seat for what it asks for: its *old* one where that is as good. Does not wait.
 
-        Raises ``device.full``, with why and what would help.
+        A seat that cannot be used is left for another one only where that *is_asked* for. Raises ``device.full``, with
+        why and what would help.
         """
         request = read_wish(row)
         if request is None:
             return replace(row, seat=None)
         if old is not None and old.seat is not None and read_wish(old) == request:
-            return replace(row, seat=old.seat)
+            may_go = is_asked and self.house.tenants[old.name].hold == "degraded"
+            if not may_go:
+                return replace(row, seat=old.seat)
         explanation = self.explain(row, request, old.seat if old else None)
         if explanation.seat is None:
             raise error("device.full", explanation.sentence, "see: bedsit tenant explain, bedsit device list")

@@ -78,7 +78,7 @@ async def set_limits(desk: Desk, request: schema.TenantSet, _call: Call) -> dict
         if is_told:
             await _check_floor(desk, wanted.memory_bytes)
         await desk.usher.read(wanted)
-        wanted = _follow(desk.usher.seat(wanted, old), request)
+        wanted = _follow(desk.usher.seat(wanted, old, is_asked=request.device is not None), request)
         limits = desk.cores.limits_of(wanted)
         slots: list[str] = []
         if is_told or wanted.seat != old.seat:  # the kernel need not hear of what the router does

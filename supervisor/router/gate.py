@@ -103,7 +103,7 @@ class Gate:
         self._closed = True
 
     def measure(self, now_ns: int) -> tuple[int, int, int]:
-        """Nanoseconds since it began: all, those in which nobody had a turn, and of these those with somebody waiting."""
+        """Nanoseconds since it began: all, those in which nobody had a turn, and of these those that somebody waited."""
         idle_ns = 0 if self._running else now_ns - self._free_ns
         return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
 

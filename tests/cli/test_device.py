@@ -17,6 +17,7 @@ CORES = {"id": "cpu0", "kind": "cpu", "state": "ok", "name": "2 cores of node 0"
 CORES |= {"cores": [0, 1], "cpuset": "0-1", "numa_node": 0, "trust": "isolated", "fault_domain": "box"}
 PART = {"id": MIG, "kind": "mig", "state": "ok", "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "memory_bytes": 40 << 30}
 PART |= {"sms": 60, "cores": [], "trust": "isolated", "fault_domain": f"{GPU}/gi1", "gpu": GPU, "minor": 0}
+PART |= {"tenants": ["vision"], "used": 1.0}
 PART |= {"placement": {"start": 4, "size": 4}, "nodes": ["/dev/nvidiactl"], "env": {"CUDA_VISIBLE_DEVICES": MIG}}
 LOST = {"id": "gpu1", "kind": None, "state": "degraded", "trouble": {"what": "the GPU is lost", "mend": "reboot"}}
 DETAILS = {"uuid": GPU, "pci": "00000000:01:00.0", "mig": "on", "slices": [MIG]}
@@ -41,9 +42,9 @@ def test_devices_come_in_every_form(bedsit: Run, daemon: Any) -> None:
     """As a table, a document, lines and names; what fails says why."""
     daemon.script["device.list"] = answer(PART, LOST, CORES)
     head, *cells = rows(bedsit("device", "list"))
-    assert head == ["DEVICE", "KIND", "STATE", "NAME", "MEMORY MiB", "COMPUTE", "TRUST", "WHY"]
-    assert cells[0] == [MIG, "mig", "ok", PART["name"], "40960.0", "60 SMs", "isolated", "-"]
-    assert cells[1] == ["gpu1", "-", "degraded", "-", "-", "-", "-", "the GPU is lost"]
+    assert head == ["DEVICE", "KIND", "STATE", "NAME", "MEMORY MiB", "COMPUTE", "TRUST", "TENANTS", "FULL", "WHY"]
+    assert cells[0] == [MIG, "mig", "ok", PART["name"], "40960.0", "60 SMs", "isolated", "vision", "100 %", "-"]
+    assert cells[1] == ["gpu1", "-", "degraded", "-", "-", "-", "-", "-", "-", "the GPU is lost"]
     assert cells[2][5] == "2 cores"
     document = json.loads(bedsit("device", "ls", "-o", "json").stdout)
     assert (document["kind"], document["items"]) == ("device", [PART, LOST, CORES])

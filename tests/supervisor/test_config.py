@@ -1,11 +1,15 @@
 """Configuration: strict, layered, with errors that name file and key."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor.config import Config, load_config, parse_size
+
+CORE = min(os.sched_getaffinity(0))
+CORES = ",".join(map(str, sorted(os.sched_getaffinity(0))))
 
 
 def write(tmp_path: Path, text: str, name: str = "bedsit.toml") -> Path:
@@ -107,6 +111,15 @@ def test_how_slots_come_and_go_has_its_usual_values(tmp_path: Path) -> None:
         ("memory_reserve_bytes = -1", "memory_reserve_bytes must not be below 0"),
         ('memory_reserve_bytes = "1 GB"', "is no size"),
         ("[tenant]\nmin_share = 0.1", "unknown key 'tenant.min_share'"),
+        ('[devices.shared_cores]\nTurns = "0"', "devices.shared_cores: 'Turns' is no name"),
+        ('[devices.shared_cores]\ncpu0 = "0"', "devices.shared_cores: cpu0 is what other devices are called"),
+        ('[devices.shared_cores]\ngpu-a = "0"', "devices.shared_cores: gpu-a is what other devices are called"),
+        ('[devices.shared_cores]\nturns = "0-"', "devices.shared_cores: turns: '0-' is no list of cores"),
+        ('[devices.shared_cores]\nturns = ""', "devices.shared_cores: turns: '' is no list of cores"),
+        ('[devices.shared_cores]\nturns = "8000"', "devices.shared_cores: turns: core 8000 is not there"),
+        (f'[devices.shared_cores]\na = "{CORE}"\nb = "{CORE}"', f"b: core {CORE} is shared as a already"),
+        (f'[devices.shared_cores]\na = "{CORES}"', "devices.shared_cores: a leave no core to tenants"),
+        ("[devices.shared_cores]\nturns = 2", "`str`, got `int`"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -18,6 +18,8 @@ from bedsit.supervisor import admission, migrations, policy
 from bedsit.supervisor.causes import Cause
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.keys import make_key
+from bedsit.supervisor.placement.geometry import Placed
+from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.registry import ModelRow, NewTenant, NewVersion, Registry, TenantRow, VersionRow, check_slots
 
 AT = "2026-11-23T22:01:02.123Z"
@@ -205,10 +207,12 @@ def test_a_database_of_every_earlier_bedsit_is_taken_over(tmp_path: Path, steps:
     new = replace(
         old, cpu_weight=7, cpu_idle=True, cores="0-1", io_bps=5, pids=9, service_class="batch", min_share=1.0,
         restart="transient", restarts_max=4, restart_period_s=1.5, quarantine_after=0, min_slots=0, max_slots=3,
-        idle_s=2.5, run_max_s=0.0, profile="subprocess",
+        idle_s=2.5, run_max_s=0.0, profile="subprocess", device="mig:1g.10gb", gpu_memory_bytes=5, gpu_type="H100",
+        near="a,b", apart="c", trusted=True, seat=Seat(("GPU-1",), Placed(3, 1, "1g.10gb"), (), 7, is_shared=True),
     )  # fmt: skip
     registry.set_limits(new)
     assert registry.tenant("old") == new
+    assert registry.seated() == [new]
     assert registry.quarantine(1, 1, 3, AT) == 2
     registry.add_version(1, version(1, 4), AT)
     registry.count_restart(1, Cause("oom", "out of memory"))
@@ -448,3 +452,14 @@ def test_a_full_disk_changes_nothing(tmp_path: Path) -> None:
         registry.close()
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_what_a_device_guarantees_is_not_the_boxs(registry: Registry) -> None:
+    """Placement counts it; all others are promised the whole box together, as if it were not there."""
+    registry.add_tenant(replace(VISION, device="core:0.9", min_share=0.9), make_key(), AT)
+    assert not registry.has_promised()
+    row = registry.add_tenant(replace(VISION, name="other", min_share=0.5), make_key(), AT)
+    assert registry.has_promised()
+    registry.check_share(replace(row, min_share=1.0))
+    with pytest.raises(BedsitError, match=r"limit\.impossible"):
+        registry.check_share(replace(row, name="third", min_share=0.6))

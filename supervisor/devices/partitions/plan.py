@@ -24,7 +24,8 @@ from bedsit.supervisor.devices.partitions.declared import Part
 from bedsit.supervisor.devices.partitions.possible import find_wrong, put
 from bedsit.supervisor.devices.partitions.there import Present, list_present
 from bedsit.supervisor.placement.cards import make_table, name_profile
-from bedsit.supervisor.placement.geometry import Instance, Placed, plan
+from bedsit.supervisor.placement.geometry import Instance, Placed, Plan, plan
+from bedsit.supervisor.placement.profiles import Table
 
 Action = Literal["keep", "finish", "create", "destroy", "impossible"]
 #: Who is in each GPU instance, by its number; who is in one may be in all where nobody can tell.
@@ -91,19 +92,9 @@ def make_plan(
     wrong = tuple(find_wrong(table, parts))
     if wrong:
         return GpuPlan(key, gpu.uuid, tuple(Line("impossible", what, why) for what, why in wrong))
-    fixed = [put(table, part) for part in parts if part.start is not None]
-    instances = [Instance(each.placed, destroys_nothing or each.gpu_instance in occupants) for each in present]
-    floating = [part.profile for part in parts if part.start is None]
     known = {each.placed: each for each in present}
-    asked_for = _keep_seats(floating, fixed, set(known), seated)
-    made = plan(
-        table,
-        list((Counter(floating) - Counter(p.profile for p in asked_for)).elements()),
-        instances,
-        fixed + asked_for,
-    )
-    if made.refuse or made.blocked:  # who has a seat gets it back where that costs nobody else anything
-        made = plan(table, floating, instances, fixed)
+    instances = [Instance(each.placed, destroys_nothing or each.gpu_instance in occupants) for each in present]
+    made = _search(table, parts, instances, seated)
     ids = {name_profile(each.name): each.id for each in gpu.profiles}
     extra = _count_extra(parts, made.keep)
     lines = [_destroy(known[place]) for place in made.remove]
@@ -139,7 +130,20 @@ _NO_PLACES: Final = Trouble(
 )
 
 
-def _keep_seats(
+def _search(table: Table, parts: Sequence[Part], there: Sequence[Instance], seated: Collection[Placed]) -> Plan:
+    """Which instances stay, go and are made; who has a seat gets it back where that costs nothing else declared."""
+    fixed = [put(table, part) for part in parts if part.start is not None]
+    floating = [part.profile for part in parts if part.start is None]
+    given_back = _give_back(floating, fixed, [each.placed for each in there], seated)
+    if given_back:
+        others = Counter(floating) - Counter(place.profile for place in given_back)
+        made = plan(table, list(others.elements()), there, [*fixed, *given_back])
+        if not made.refuse and not made.blocked:
+            return made
+    return plan(table, floating, there, fixed)
+
+
+def _give_back(
     floating: Sequence[str], fixed: Sequence[Placed], there: Collection[Placed], seated: Collection[Placed]
 ) -> list[Placed]:
     """Of what is missing, that of which a tenant has a seat at some place, and that place."""
