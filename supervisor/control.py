@@ -268,7 +268,7 @@ class Control:
                 self._feed(on.SlotHung(slot, ran, f"a call of its model has not ended after {after_s:.1f} s"))
             case _Overran(slot, ran, device, after_s):
                 text = f"kept {device[:_MAX_NAME]} for {after_s:.2f} s while others waited, and did not yield"
-                self._feed(on.SlotHung(slot, ran, text, overran=True))
+                self._feed(on.SlotHung(slot, ran, text, "turn.overrun"))
             case _Wanted(tenant):
                 self._feed(on.TenantWanted(tenant))
             case _Misbehaved(slot, count):

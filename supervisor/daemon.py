@@ -235,7 +235,7 @@ class Daemon:
             self.feed,
             lambda slot, text: operations.tell(house.slots[slot].operation, text) if slot in house.slots else None,
             RefusedCalls(events, house.tenants).hear,
-            lambda record, stats: books.slot_ended(record, stats),  # noqa: PLW0108 - made below
+            lambda live, stats: books.slot_ended(live, stats),  # noqa: PLW0108 - made below
             lambda device: usher.find_needs(device),  # noqa: PLW0108 - so is this
         )
         undo.push_async_callback(zygotes.close, stop=False)
@@ -263,7 +263,7 @@ class Daemon:
         cores = Cores(registry, slots, devices)
         ledger = Ledger(folders.database, lambda: hour_of(datetime.now(UTC)))
         undo.callback(ledger.close)
-        books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots))
+        books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots), self.feed)
         control.hear_usage = books.hear
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(

@@ -57,6 +57,7 @@ Kind = Literal[
     "tenant.started",
     "tenant.stopped",
     "tenant.woken",
+    "turn.evaded",
     "turn.overrun",
     "zygote.died",
     "zygote.retired",

@@ -68,7 +68,7 @@ class Passed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sample(NamedTuple):
-    """What a slot used so far, and uses now, at a time of CLOCK_MONOTONIC."""
+    """What a slot used so far, and uses now, at a time of CLOCK_MONOTONIC; it is its tenant's since another one."""
 
     slot: str
     tenant: int
@@ -76,6 +76,7 @@ class Sample(NamedTuple):
     cpu_us: int
     memory_bytes: int
     at_us: int
+    since_us: int
 
 
 class Ledger:
@@ -127,7 +128,7 @@ class Ledger:
                 was = db.execute(
                     "SELECT first, second, third FROM usage_seen WHERE source = ? AND counter = ?", key
                 ).fetchone()
-                cpu_us, at_us, memory_bytes = was or (0, each.at_us, each.memory_bytes)
+                cpu_us, at_us, memory_bytes = was or (0, each.since_us, each.memory_bytes)
                 passed_s = (each.at_us - at_us) / 1e6
                 mean_mib = (memory_bytes + each.memory_bytes) / 2 / _MIB
                 mib_s = mean_mib * passed_s if 0 < passed_s < _BLIND_S else 0.0

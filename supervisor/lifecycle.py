@@ -183,8 +183,8 @@ class House:
             case on.SlotHung(blame=blame, text=text):
                 slot.blame = blame
                 if slot.state in ("serving", "draining"):
-                    if news.overran:
-                        self._tell("turn.overrun", text, slot)
+                    if news.told is not None:
+                        self._tell(news.told, text, slot)
                     self._died(slot, "hung", Cause("timeout", text))
             case on.SlotLost(blame=blame):
                 slot.blame = slot.blame or blame

@@ -59,7 +59,7 @@ class Slots:
         feed: Callable[[on.Stimulus], None],
         progress: Callable[[str, str], None],
         refused: Callable[[Record, int], None] = lambda _record, _number: None,
-        ended: Callable[[Record, Stats | None], None] = lambda _record, _stats: None,
+        ended: Callable[[LiveSlot, Stats | None], None] = lambda _live, _stats: None,
         needs_of: NeedsOf = know_no_device,
     ) -> None:
         self._room = room
@@ -411,12 +411,14 @@ class Slots:
         if live is not None:
             self._let_go(live)
             self.ending[slot] = live.record
-            await self._clear(slot, live.record.init_uid, lambda: self._gone(slot))
+            await self._clear(slot, live.record.init_uid, lambda: self._gone(live))
         else:
             self._feed(on.SlotGone(slot))
 
-    def _gone(self, slot: str) -> None:
-        self._ended_with(self.ending.pop(slot), self.stats(slot))
+    def _gone(self, live: LiveSlot) -> None:
+        slot = live.record.slot
+        del self.ending[slot]
+        self._ended_with(live, self.stats(slot))
         self._feed(on.SlotGone(slot))
 
     async def _clear(self, slot: str, init_uid: int | None, empty: Callable[[], None] = lambda: None) -> None:

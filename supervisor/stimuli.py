@@ -208,12 +208,12 @@ class SlotLost:
 
 @dataclass(frozen=True)
 class SlotHung:
-    """A call has run for longer than the tenant may, or *overran* its turn. From the router: may be wrong."""
+    """A call has run for longer than the tenant may, or what *told* says. From router and books: may be wrong."""
 
     slot: str
     blame: Place | None
     text: str
-    overran: bool = False
+    told: Literal["turn.overrun", "turn.evaded"] | None = None
 
 
 @dataclass(frozen=True)

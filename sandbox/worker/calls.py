@@ -82,13 +82,13 @@ class Calls:
                     raise error("request.cancelled", "the caller withdrew the request")
                 calls.append(self._prepare(order))
             except Exception as e:  # noqa: BLE001 - what is wrong with a packet is its sender's error, whatever it is
-                _refuse(order, e)
+                order.reply(_refuse(order, e))
         if not calls or not self._turns.begin():
             return  # nothing is left, or there is another router, which knows nothing of these
-        if len(calls) == 1:
-            _run_one(*calls[0])
-        else:
-            _run_many(calls)
+        packets = [_run_one(*calls[0])] if len(calls) == 1 else _run_many(calls)
+        self._turns.end()  # first: with the last answer the router begins somebody's next turn
+        for call, packet in zip(calls, packets, strict=True):
+            call[0].reply(packet)
 
     def _prepare(self, order: Order) -> _Call:
         packet, fields, _ = order
@@ -112,22 +112,22 @@ class Calls:
         return _Plan(model, find_places(model.manifest.inputs, refs, wire.body_at(len(raw))), regions)
 
 
-def _run_one(order: Order, plan: _Plan, arena: Mapped | None, inputs: list[torch.Tensor]) -> None:
+def _run_one(order: Order, plan: _Plan, arena: Mapped | None, inputs: list[torch.Tensor]) -> bytes:
+    """The answer to one request."""
     model = plan.model
     try:
         if not plan.regions:
-            _reply(order, plan, arena, model.run(inputs))
-            return
+            return _pack(order, plan, arena, model.run(inputs))
         model.lend(plan.regions, arena)
         try:
-            _reply(order, plan, arena, model.run(inputs))
+            return _pack(order, plan, arena, model.run(inputs))
         finally:
             model.lend((), None)
     except Exception as e:  # noqa: BLE001 - the tenant's code may raise anything
-        _refuse(order, e)
+        return _refuse(order, e)
 
 
-def _run_many(calls: list[_Call]) -> None:
+def _run_many(calls: list[_Call]) -> list[bytes]:
     """All of them in one call of the model where that is possible; else one by one."""
     model = calls[0][1].model
     policy = model.manifest.batch
@@ -137,24 +137,24 @@ def _run_many(calls: list[_Call]) -> None:
         stack = Stack([inputs for _, _, _, inputs in calls], policy.pad, _find_neighbours(calls))
         shares = stack.split(model.run(stack.inputs), model.manifest.outputs, model.manifest.inputs)
     except Exception:  # noqa: BLE001 - somebody's request spoils it for the others: each alone
-        for call in calls:
-            _run_one(*call)
-        return
+        return [_run_one(*call) for call in calls]
+    packets = []
     for (order, plan, arena, _), share in zip(calls, shares, strict=True):
         try:
-            _reply(order, plan, arena, share)
+            packets.append(_pack(order, plan, arena, share))
         except Exception as e:  # noqa: BLE001 - as above
-            _refuse(order, e)
+            packets.append(_refuse(order, e))
+    return packets
 
 
-def _reply(order: Order, plan: _Plan, arena: Mapped | None, outputs: Sequence[torch.Tensor]) -> None:
+def _pack(order: Order, plan: _Plan, arena: Mapped | None, outputs: Sequence[torch.Tensor]) -> bytes:
     if plan.regions and arena is not None:
         specs = plan.model.manifest.outputs
         header, body = write_to_regions(specs, outputs, plan.regions, arena, plan.places), b""
     else:
         header = plan.model.inline.find_header(outputs)
         body = plan.model.inline.collect(outputs)
-    order.reply(wire.pack_tensors(_RESPONSE, order.fields[4], header, body, len(outputs)))
+    return wire.pack_tensors(_RESPONSE, order.fields[4], header, body, len(outputs))
 
 
 def _find_neighbours(calls: Sequence[_Call]) -> list[torch.Tensor | None]:
@@ -175,8 +175,8 @@ def _find_neighbours(calls: Sequence[_Call]) -> list[torch.Tensor | None]:
     return found
 
 
-def _refuse(order: Order, e: BaseException) -> None:
-    order.reply(wire.pack_error(order.fields[4], as_failure(e, "model.failed", "the model raised")))
+def _refuse(order: Order, e: BaseException) -> bytes:
+    return wire.pack_error(order.fields[4], as_failure(e, "model.failed", "the model raised"))
 
 
 def as_failure(e: BaseException, code: str, what: str) -> BedsitError:

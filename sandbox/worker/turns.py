@@ -22,15 +22,17 @@ class Turns:
         self._words = page.words
         self._hear = hear
         self._say = say
-        self._spent = -1  # the last epoch that was given back
+        self._spent = -1  # the last epoch whose turn is over
 
     def begin(self) -> bool:
-        """Wait for a turn; False when the router went away, and nobody wants what was to be run.
-
-        The turn of the batch before needs no word: whoever has the next batch was sent it after the router had seen
-        that one's answer, and taken its turn.
-        """
+        """Wait for a turn; False when the router went away, and nobody wants what was to be run."""
         return not self._words[0] & 3 or self._wait()
+
+    def end(self) -> None:
+        """A batch is done. To be said before it is answered: until that is read, the turn in the page is its own."""
+        state, epoch = split_word(self._words[0])
+        if state == Turn.HELD:
+            self._spent = epoch
 
     def yield_point(self) -> None:
         """Let others have their turn if it is theirs, and come back at the next one. Costs next to nothing if not.

@@ -206,6 +206,7 @@ async def delete(desk: Desk, request: schema.TenantDelete, _call: Call) -> dict[
     """Forget the tenant; answers once nothing of it runs."""
     async with desk.locks[request.name]:
         row = desk.registry.tenant(request.name)
+        desk.books.part_with(row)
         desk.registry.delete_tenant(row.name)
         desk.feed(on.TenantGone(row.name))
         await _wait_without_slots(desk, row.name)

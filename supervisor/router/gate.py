@@ -14,7 +14,7 @@ right one batch later than without; the bounds of the fair queue hold with one m
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import structlog
@@ -22,6 +22,7 @@ import structlog
 from bedsit.ipc.leasepage import Turn
 from bedsit.ipc.snapshot import DeviceView
 from bedsit.supervisor.router.fairqueue import FairQueue
+from bedsit.supervisor.router.lines import Line
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.requests import Batch
 from bedsit.supervisor.router.slots import SlotLink
@@ -103,9 +104,14 @@ class Gate:
         self._closed = True
 
     def measure(self, now_ns: int) -> tuple[int, int, int]:
-        """Nanoseconds since it began: all, those in which nobody had a turn, and of these those that somebody waited."""
+        """Nanoseconds since it began: all, those in which nobody had a turn, and those in which one waited too."""
         idle_ns = 0 if self._running else now_ns - self._free_ns
         return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
+
+    def list_under_way(self, now_ns: int) -> Iterator[tuple[Line, int]]:
+        """What runs, and what the turn that it has took so far: it is added to its line's when the turn ends."""
+        for batch in (*self._running, *self._overran):
+            yield batch.line, now_ns - batch.began_ns
 
     def inherit(self, slot: SlotLink) -> None:
         """A slot that had a turn of the router before this one: until it is heard of, nobody else gets one."""
@@ -172,7 +178,10 @@ class Gate:
             return False
         self._stop(batch, now_ns)
         self._overran.pop(batch, None)
-        self._parked.setdefault(batch.tenant.view.name, []).append(batch)
+        # First: what was sent behind it to the same worker comes after it.
+        self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
+        if self._next is not None and self._next.slot is slot:
+            self._next = batch
         if self._next is not None and len(self._running) < self.device.parallel:
             self._resume(self._next, now_ns)
         self.settle(batch, now_ns)
@@ -232,8 +241,6 @@ class Gate:
             tenant = self._tenants[name]
             if not is_full:
                 done = self._let(tenant)
-            elif any(batch.tenant is tenant for batch in self._running):
-                return  # it goes on after itself: nothing can be sent ahead to a worker that runs
             else:
                 done = self._send_ahead(tenant)
             if not done:
@@ -258,20 +265,22 @@ class Gate:
     def _send_ahead(self, tenant: Tenant) -> bool:
         """Have the tenant's next batch at its worker, to be the next to run, if it has one that can go."""
         parked = self._parked.get(tenant.view.name)
-        batch = parked[0] if parked else self._form(tenant)
+        batch = parked[0] if parked else self._form(tenant, behind=True)
         if batch is None:
             return False
         if not parked:
-            batch.slot.page.revoke()
+            if not any(each.slot is batch.slot for each in self._running):
+                batch.slot.page.revoke()
             batch.slot.send_batch(batch, _clock())
             self._parked[tenant.view.name] = [batch]
         self._next = batch
         return True
 
-    def _form(self, tenant: Tenant) -> Batch | None:
+    def _form(self, tenant: Tenant, *, behind: bool = False) -> Batch | None:
+        """Take its next batch out of its line; with *behind* also for a worker that has one already."""
         if self.device.strict and any(batch.tenant is tenant for batch in self._overran):
             return None  # its slot is about to be ended
-        batch = self._form_next(tenant, 1)
+        batch = self._form_next(tenant, 1 + behind)
         if batch is not None:
             batch.gate = self
         return batch

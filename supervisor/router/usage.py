@@ -41,9 +41,13 @@ class Usage:
 
         That it is asked for again, and not *anew*, says that the last answer was heard.
         """
+        gates = list(gates)
+        under_way = {line: took_ns for gate in gates for line, took_ns in gate.list_under_way(now_ns)}
         rows = []
         for place, line in [*(((tenant, *line.key), line) for tenant, line in lines), *self._retired.items()]:
-            row = Row(*place, line.requests_total, line.busy_ns // 1000, line.turns_ns // 1000)
+            row = Row(
+                *place, line.requests_total, line.busy_ns // 1000, (line.turns_ns + under_way.get(line, 0)) // 1000
+            )
             if anew or self._told.get(place) != row:
                 rows.append(row)
                 self._told[place] = row

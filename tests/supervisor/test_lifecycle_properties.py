@@ -20,6 +20,7 @@ from bedsit.supervisor.stimuli import Timer
 from bedsit.supervisor.tenancy import Limits
 
 TENANTS = st.sampled_from(["a", "b", "c"])
+SEATS = st.sampled_from([None, Seat(("cpu0",), cores=(1,)), Seat(("GPU-1",))])
 SETS = st.sampled_from([(), ((1, 1),), ((1, 1), (1, 2)), ((1, 2), (2, 1))])
 POLICIES = st.builds(
     lambda restart, most, quarantine, bounds: Policy(restart, most, 600.0, quarantine, *bounds, idle_s=1.0),
@@ -31,6 +32,7 @@ POLICIES = st.builds(
 PLACES = st.sampled_from([None, (1, 1), (1, 2), (9, 9)])
 PROFILES = st.sampled_from(["standard", "subprocess"])
 SEATS = st.sampled_from([None, None, Seat(("gpu0",)), Seat(("gpu1",)), Seat(("cpu0",), cores=(1,))])
+HOLDS: st.SearchStrategy[Hold] = st.sampled_from(["", "", "unseen", "degraded"])
 CAUSES = st.sampled_from([Cause("oom", "out of memory"), Cause("signal", "signal 9"), Cause("exit", "exit status 0")])
 POOL, MOST, FORKS = 2, 5, 3
 
@@ -84,9 +86,9 @@ class Shell(RuleBasedStateMachine):
             case do.AssignSlot(slot, tenant, models):
                 assert slot not in self.assigned, "a slot serves one tenant, once"
                 assert slot not in self.destroyed
-                assert self.births[slot] == self.house.tenants[tenant].birth, "not of another device, nor profile"
                 assert self.house.slots[slot].seat == self.house.tenants[tenant].seat
                 assert not self.house.tenants[tenant].hold, "nothing starts where nothing can"
+                assert self.births[slot] == self.house.tenants[tenant].birth, "not of another device, nor profile"
                 self.assigned[slot] = (tenant, models)
             case do.DestroySlot(slot):
                 assert slot not in self.destroyed, "a slot is destroyed once"
@@ -175,15 +177,10 @@ class Shell(RuleBasedStateMachine):
         self.hear(on.TenantSet(tenant, running, not self.best_effort, models, profile, policy, seat=seat))
         self.hear(on.SeatSeen(tenant, "", ""))
 
-    @rule(tenant=TENANTS, models=SETS, seat=SEATS)
-    def seat_tenant(self, *, tenant: str, models: ModelSet, seat: Seat | None) -> None:
-        """The operator wishes for a device, or for none."""
-        self.hear(on.TenantSet(tenant, running=True, strict=False, models=models, seat=seat))
-
-    @rule(tenant=TENANTS, state=st.sampled_from(["", "", "unseen", "degraded"]))
-    def look_at_devices(self, *, tenant: str, state: Hold) -> None:
-        """The devices were looked at."""
-        self.hear(on.SeatSeen(tenant, state, "why"))
+    @rule(tenant=TENANTS, state=HOLDS)
+    def look_at_seat(self, tenant: str, state: Hold) -> None:
+        """The device of a seat can be used, or not."""
+        self.hear(on.SeatSeen(tenant, state, "why" if state else ""))
 
     @rule(tenant=TENANTS, models=SETS, policy=POLICIES)
     def start_tenant(self, *, tenant: str, models: ModelSet, policy: Policy) -> None:

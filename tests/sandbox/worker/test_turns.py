@@ -78,10 +78,32 @@ def test_a_turn_that_was_given_back_does_not_come_again(stage: Stage) -> None:
     assert (stage.said, looked) == ([1], [1, 2])
 
 
+def test_each_batch_has_a_turn_of_its_own(stage: Stage) -> None:
+    """One that was sent behind another waits, whatever the page still says of that one's turn."""
+    stage.page.grant(_FAR)
+    assert stage.turns.begin()
+    stage.turns.end()
+    looked: list[int] = []
+    stage.script = [lambda: looked.append(1), stage.page.revoke, lambda: stage.page.grant(_FAR)]
+    assert stage.turns.begin()
+    assert looked == [1]
+
+
+def test_a_turn_that_began_in_the_middle_ends_with_its_batch(stage: Stage) -> None:
+    """Who ran alone has a turn from when somebody else came: it is no turn for what was sent behind."""
+    assert stage.turns.begin()
+    stage.page.grant(_FAR)
+    stage.turns.end()
+    stage.script = [lambda: stage.page.grant(_FAR)]
+    assert stage.turns.begin()
+    assert stage.script == []
+
+
 def test_a_turn_granted_while_the_last_answer_was_on_its_way_counts(stage: Stage) -> None:
     """The router may be faster than the worker's next line: the turn of the next batch is there before it looks."""
     stage.page.grant(_FAR)
     assert stage.turns.begin()
+    stage.turns.end()
     stage.page.revoke()  # the answer was read
     stage.page.grant(_FAR)  # and the next batch let go, all before this worker runs on
     assert stage.turns.begin()

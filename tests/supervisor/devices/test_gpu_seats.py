@@ -117,7 +117,7 @@ def test_what_becomes_of_a_device_becomes_of_its_tenants_only(gpu_box: Any, nvml
     refused = refusal(gpu_box, "tenant.start", name="a")
     assert (refused.code, state(gpu_box, "a"), state(gpu_box, "b")) == ("device.degraded", "degraded", "running")
     assert refusal(gpu_box, "tenant.restart", name="a").code == "device.degraded"
-    assert "beside 3g.40gb in slots 4 to 7" in refusal(gpu_box, "tenant.create", name="c", device="mig:3g.40gb").message
+    assert "3g.40gb in slots 4 to 7" in refusal(gpu_box, "tenant.create", name="c", device="mig:3g.40gb").message
 
     nvml.instances.append(HALF)
     nvml.write()
@@ -232,3 +232,19 @@ def test_a_node_that_is_missing_is_told_and_tried_again(gpu_box: Any, tmp_path: 
     make_node(tmp_path, "nvidia0", 2)
     gpu_box.deploy("a")
     assert (state(gpu_box, "a"), state(gpu_box, "b")) == ("running", "running")
+
+
+def test_who_asks_anew_leaves_a_device_that_is_degraded(gpu_box: Any, nvml: FakeNvml) -> None:
+    """Nobody else does, whatever else changes about a tenant; without another device it keeps what it has."""
+    sit(gpu_box, "a", "gpu")
+    nvml.happen(0, XID, 79)
+    gpu_box.wait_event("tenant.degraded", tenant="a")
+    assert refusal(gpu_box, "tenant.set", name="a", device="gpu").code == "device.full"
+    other = FakeGpu(2)
+    nvml.gpus.append(other)
+    nvml.write()
+    nvml.happen(1, MIG_CHANGED, 0)
+    gpu_box.wait(lambda: any(row["id"] == other.uuid for row in gpu_box.call("device.list")["devices"]))
+    assert gpu_box.call("tenant.set", name="a", pids=99)["seat"]["devices"] == [WHOLE.uuid]
+    assert gpu_box.call("tenant.set", name="a", device="gpu")["seat"]["devices"] == [other.uuid]
+    assert gpu_box.call("tenant.show", name="a")["seat_trouble"] is None
