@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.births import Birth
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.policy import Hold
@@ -85,5 +86,8 @@ def test_an_adopted_slot_on_another_seat_is_replaced() -> None:
     house.handle(seen())
     house.handle(on.SlotAdopted("s9", "serving", "a", ONE, False, 1, seat=CORES))
     assert house.slots["s9"].stale
-    house.handle(on.SlotAdopted("s8", "serving", "a", ONE, False, 1, seat=GPU))
+    born = Birth(device=GPU.device)
+    house.handle(on.SlotAdopted("s8", "serving", "a", ONE, False, 1, born, seat=GPU))
     assert not house.slots["s8"].stale
+    house.handle(on.SlotAdopted("s7", "serving", "a", ONE, False, 1, seat=GPU))
+    assert house.slots["s7"].stale, "without its nodes a slot is of no use there"
