@@ -294,8 +294,10 @@ class Gate:
 
     def _open(self, batch: Batch, now_ns: int) -> None:
         """Begin a turn. Its page says so before the worker is told."""
-        is_wanted = not self._woken <= {batch.tenant.view.name}  # by others
-        if self._turn_ns and is_wanted:
+        name = batch.tenant.view.name
+        is_wanted = not self._woken <= {name}  # by others
+        # What was sent behind it must not begin by itself, as it might where nobody is asked to wait.
+        if self._turn_ns and (is_wanted or any(each is not batch for each in self._parked.get(name, ()))):
             batch.slot.page.grant(now_ns + self._turn_ns)
         elif self._turn_ns:
             batch.slot.page.free()
