@@ -239,11 +239,7 @@ class Gate:
             if name is None:
                 return
             tenant = self._tenants[name]
-            if not is_full:
-                done = self._let(tenant)
-            else:
-                done = self._send_ahead(tenant)
-            if not done:
+            if not (self._send_ahead(tenant) if is_full else self._let(tenant)):
                 stuck.add(name)
             self._note(tenant)
 
