@@ -20,6 +20,7 @@ from typing import Final
 import bedsit
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.notify import Notifier
+from bedsit.sandbox.cgroup import Stats
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
@@ -57,7 +58,7 @@ from bedsit.supervisor.records import Records
 from bedsit.supervisor.recovery import Recovery, find_backend
 from bedsit.supervisor.refusedcalls import RefusedCalls
 from bedsit.supervisor.registry import Registry
-from bedsit.supervisor.room import Room
+from bedsit.supervisor.room import LiveSlot, Room
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.tenancy import Limits
 from bedsit.supervisor.tenantlogs import keep_logs
@@ -235,8 +236,9 @@ class Daemon:
             self.feed,
             lambda slot, text: operations.tell(house.slots[slot].operation, text) if slot in house.slots else None,
             RefusedCalls(events, house.tenants).hear,
-            lambda live, stats: books.slot_ended(live, stats),  # noqa: PLW0108 - made below
-            lambda device: usher.find_needs(device),  # noqa: PLW0108 - so is this
+            lambda live, stats: _hear_of_end(books, devices, live, stats),
+            lambda device: usher.find_needs(device),  # noqa: PLW0108 - made below
+            lambda record: usher.slot_stuck(record),  # noqa: PLW0108 - so is this
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)
@@ -360,6 +362,12 @@ class Daemon:
         get_log().critical("daemon.failed", error=str(failure), exc_info=failure)
         self._failure = self._failure or failure
         self._leave.set()
+
+
+def _hear_of_end(books: Books, devices: Devices, live: LiveSlot, stats: Stats | None) -> None:
+    """Nothing runs in a slot any more."""
+    books.slot_ended(live, stats)
+    devices.unstick(live.record.slot)
 
 
 def _list_holdings(usher: Usher, slots: Slots) -> Iterable[Holding]:

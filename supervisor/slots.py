@@ -49,8 +49,8 @@ class Slots:
     """All slots that run.
 
     *feed* hears what becomes of them, *progress* what their workers say while they load, *refused* the numbers of
-    system calls that are on no list, and *ended* what one had used when nothing ran in it any more. *needs_of* knows
-    what a device takes.
+    system calls that are on no list, *ended* what one had used when nothing ran in it any more, *stuck* of one that does
+    not end. *needs_of* knows what a device takes.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class Slots:
         feed: Callable[[on.Stimulus], None],
         progress: Callable[[str, str], None],
         refused: Callable[[Record, int], None] = lambda _record, _number: None,
-        ended: Callable[[LiveSlot, Stats | None], None] = lambda _live, _stats: None,
+        ended: Callable[[LiveSlot, Stats | None], object] = lambda _live, _stats: None,
         needs_of: NeedsOf = know_no_device,
+        stuck: Callable[[Record], None] = lambda _record: None,
     ) -> None:
         self._room = room
         self._needs_of = needs_of
+        self._stuck = stuck
         self._refused = refused
         self._ended_with = ended
         self._feed = feed
@@ -428,6 +430,8 @@ class Slots:
             backend.kill(slot)
         while not await wait_empty(backend, slot, _EMPTY_S):
             get_log().error("slot.unkillable", slot=slot, pids=backend.procs(slot))
+            if slot in self.ending:
+                self._stuck(self.ending[slot])
         empty()
         for _ in range(_REMOVE_TRIES):  # an ended process may hold its v1 groups until its parent has reaped it
             try:

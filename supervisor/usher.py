@@ -16,12 +16,13 @@ from bedsit.supervisor.devices.model import Box
 from bedsit.supervisor.devices.watch import Devices
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.needs import Needs, NotYetSeen, needs_of, needs_of_device
-from bedsit.supervisor.placement.cards import list_cards, list_nodes
+from bedsit.supervisor.placement.cards import find_place, list_cards, list_nodes
 from bedsit.supervisor.placement.explain import Explanation, explain, explain_seat
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import Rules
 from bedsit.supervisor.placement.seating import Resident, Seat, Seating
 from bedsit.supervisor.placement.seats import find_seats
+from bedsit.supervisor.records import Record
 from bedsit.supervisor.registry import NewTenant, Registry, TenantRow
 from bedsit.supervisor.slots import Slots
 from bedsit.supervisor.wish import read_wish
@@ -104,6 +105,12 @@ class Usher:
         await self.devices.wait_looked(FIRST_LOOK_S)
         return needs_of_device(device, self.devices.box)
 
+    def slot_stuck(self, record: Record) -> None:
+        """That slot cannot be ended: nobody new is put on its device until it has."""
+        seat = record.seat
+        if seat is not None and (seat.is_shared or not seat.cores):
+            self.devices.stick(record.slot, _find_device(seat, self.devices.box))
+
     def look(self) -> None:
         """Tell the lifecycle whose seat can be used, and whose cannot."""
         box = self.devices.box
@@ -128,6 +135,14 @@ class Usher:
             # Cores are taken from a slot at once, devices are not.
             if seat is not None and not seat.cores and name != without:
                 yield Resident(name, _describe_leaving(seat), seat)
+
+
+def _find_device(seat: Seat, box: Box) -> str:
+    """The device of a seat, by the name that it has in the inventory."""
+    gpus = [gpu for gpu in box.gpus if seat.placed is not None and gpu.uuid in seat.devices]
+    return next(
+        (part.id for gpu in gpus for part in gpu.slices if find_place(part, gpu) == seat.placed), seat.devices[0]
+    )
 
 
 def _describe_leaving(seat: Seat) -> Request:

@@ -22,6 +22,7 @@ from bedsit.supervisor.devices.model import Box, Gpu, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
 from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, read_report
 from bedsit.supervisor.devices.shared import list_shared
+from bedsit.supervisor.devices.stuck import block, explain_stuck
 from bedsit.supervisor.log import get_log
 
 #: Tenants' programs cause Xids: what is told of one GPU is bounded, and the rest is counted.
@@ -111,6 +112,8 @@ class Devices:
         #: GPU instances, by GPU and number, that are being destroyed, and that were since the GPU was looked at.
         self._leaving: set[tuple[str, int]] = set()
         self._left: set[tuple[str, int]] = set()
+        #: Slots that cannot be ended, and the device of each.
+        self._stuck: dict[str, str] = {}
         self._look_at_cores()
 
     @property
@@ -118,7 +121,23 @@ class Devices:
         """Everything, as it was seen last. Never waits."""
         box = replace(self._inventory.box(self._cpus), shared=self._turns, is_counted=self._is_counted)
         gone = self._leaving | self._left
-        return replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
+        box = replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
+        return block(box, self._stuck) if self._stuck else box
+
+    def stick(self, slot: str, device: str) -> None:
+        """A slot on this device cannot be ended: nobody new is put there until `unstick`."""
+        if slot in self._stuck:
+            return
+        self._stuck[slot] = device
+        self._tell(Change("device.degraded", device, explain_stuck(slot).what))
+        self._told()
+
+    def unstick(self, slot: str) -> None:
+        """Nothing runs in that slot any more."""
+        device = self._stuck.pop(slot, None)
+        if device is not None and device not in self._stuck.values():
+            self._tell(Change("device.recovered", device, f"slot {slot} has ended"))
+            self._told()
 
     async def wait_looked(self, timeout_s: float) -> bool:
         """Wait until the first round is over. False when that takes longer."""

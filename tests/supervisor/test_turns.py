@@ -1,10 +1,12 @@
 """Turns on a shared core, with real daemon, router and jailed workers: who goes along, and who does not."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,3 +217,41 @@ def test_a_tenant_that_is_deleted_has_paid(shared_box: Any) -> None:
     row = shared_box.call("usage.list", by="tenant", tenant="acme")["usage"][-1]
     assert row["cpu_s"] >= 0.1
     assert row["memory_gib_s"] > 0
+
+
+@pytest.fixture
+def frozen_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system on which a write waits in the kernel, whatever is sent to its process, until the test is over."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 16 << 20)
+    for words in (("mkfs.ext4", "-q", image), ("mount", "-o", "loop", image, folder), ("fsfreeze", "-f", folder)):
+        subprocess.run(list(map(str, words)), check=True)
+    yield folder
+    with suppress(subprocess.CalledProcessError):
+        subprocess.run(["fsfreeze", "-u", str(folder)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_device_on_which_a_slot_does_not_end_takes_nobody_new(shared_box: Any, frozen_disk: Path) -> None:
+    """Others there run on; when the kernel lets it go, all is as before."""
+    add(shared_box, "acme", "beta")
+    slot = shared_box.ps(tenant="acme")[0]["slot"]
+    stuck = subprocess.Popen(["dd", "if=/dev/zero", f"of={frozen_disk}/x", "count=1"], stderr=subprocess.DEVNULL)
+    state = Path(f"/proc/{stuck.pid}/status")
+    shared_box.wait(lambda: "State:\tD" in state.read_text())
+    (group,) = [each for root in shared_box.groups() for each in root.rglob(slot) if (each / "cgroup.kill").exists()]
+    (group / "cgroup.procs").write_text(str(stuck.pid))
+    with later(shared_box, "acme", -1):
+        burn(shared_box, "beta", 0.001)
+        told = shared_box.wait_event("device.degraded")
+        assert (slot in told["text"], told["text"].startswith("turns: ")) == (True, True)
+        with pytest.raises(BedsitError, match=r"device\.full.*does not end"):
+            shared_box.tenant("gamma", device="core:0.1")
+        burn(shared_box, "beta", 0.001)
+        subprocess.run(["fsfreeze", "-u", str(frozen_disk)], check=True)
+        stuck.wait()
+        shared_box.wait_event("device.recovered")
+    shared_box.wait(lambda: shared_box.ps(tenant="acme", state="serving"))
+    burn(shared_box, "acme", 0.001)
