@@ -12,14 +12,19 @@ import torch
 from bedsit.ipc.errors import error
 from bedsit.ipc.leasepage import LeaseView, Turn, split_word
 
-_clock = time.monotonic_ns
-
 
 class Turns:
     """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it an epoch."""
 
-    def __init__(self, page: LeaseView, hear: Callable[[], bool], say: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        page: LeaseView,
+        hear: Callable[[], bool],
+        say: Callable[[int], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._words = page.words
+        self._clock = clock
         self._hear = hear
         self._say = say
         self._spent = -1  # the last epoch whose turn is over
@@ -44,7 +49,7 @@ class Turns:
 
     def _yield(self) -> None:
         state, epoch = split_word(self._words[0])
-        if state == Turn.HELD and epoch > self._spent and _clock() < self._words[1]:
+        if state == Turn.HELD and epoch > self._spent and self._clock() < self._words[1]:
             return
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # what was launched runs in our turn
