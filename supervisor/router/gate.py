@@ -94,11 +94,20 @@ class Gate:
 
     def remove(self, name: str) -> None:
         """The tenant is gone, or takes no turns here any more; what it runs ends on nobody's account."""
-        del self._tenants[name]
+        tenant = self._tenants.pop(name)
         self._woken.discard(name)
         self._queue.remove(name)
-        self._let_run_on(self._parked.pop(name, []))
-        self._let_run_on([batch for batch in self._running if batch.tenant.view.name == name])
+        own = [batch for batch in (*self._running, *self._overran) if batch.tenant is tenant]
+        for batch in [*own, *self._parked.pop(name, ())]:
+            batch.charged = False  # the queue has forgotten it, also where its tenant comes back
+            batch.began_ns = batch.began_ns or self._clock()
+        if self._next is not None and self._next.tenant is tenant:
+            self._next = None
+        if self._turn_ns:
+            for slot in tenant.slots:  # those without work, too: the end of their last turn is still in their pages
+                if slot.page.state != Turn.FREE:
+                    slot.page.free()
+                    slot.resume()
 
     def close(self) -> None:
         """There is no gate any more; whoever is here is removed by and by."""
@@ -220,6 +229,8 @@ class Gate:
         level = _CLASSES[newcomer.view.service_class]
         for batch in self._running:
             batch.pressed_ns = batch.pressed_ns or now_ns
+            if batch.tenant.gate is not self:
+                continue  # it takes no turns here any more, and pays for none
             if not batch.charged:
                 batch.charged_ns = batch.ran_ns(now_ns)  # until now it took nothing from anybody
                 self._note(batch.tenant, waits=True)
@@ -355,16 +366,6 @@ class Gate:
             self._parked[name] = kept
         else:
             del self._parked[name]
-
-    def _let_run_on(self, batches: Sequence[Batch]) -> None:
-        """These take no turns any more."""
-        for batch in batches:
-            if self._next is batch:
-                self._next = None
-            batch.began_ns = batch.began_ns or self._clock()
-            if self._turn_ns:
-                batch.slot.page.free()
-                batch.slot.resume()
 
     # --- who keeps it for too long ---------------------------------------------------------------------------------
 
