@@ -190,11 +190,8 @@ class Gate:
         self._overran.pop(batch, None)
         # First: what was sent behind it to the same worker comes after it.
         self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
-        if self._next is not None and self._next.slot is slot:
-            self._next = batch
-        if self._next is not None and len(self._running) < self.device.parallel:
-            self._resume(self._next, now_ns)
         self.settle(batch, now_ns)
+        self._next = None  # who was to be next without it need not be next beside it
         self.pump(batch.tenant)
         return True
 

@@ -75,3 +75,36 @@ def test_a_worker_that_is_idle_when_its_tenant_leaves_may_run_afterwards(box: Bo
         box.ask(tenant, MS)
     box.settle_down()
     assert (acme.answered, beta.answered) == (4, 4)
+
+
+def test_long_calls_that_yield_share_by_weight(box: Box) -> None:
+    """Also with one call at a time each: who yields competes for the next turn with who waited."""
+    acme, beta = box.add("acme", "core", weight=900), box.add("beta", "core", weight=100)
+    for tenant in (acme, beta):
+        box.ask(tenant, 10_000 * MS, MS)
+    go_on(box, lambda: beta.line.turns_ns >= 100 * MS, 20_000)
+    assert 7 <= acme.line.turns_ns / beta.line.turns_ns <= 11
+
+
+def test_a_realtime_call_that_yields_goes_on_before_others(box: Box) -> None:
+    """It gives way to lower classes for their part of the time, and not at each of its turns."""
+    acme, beta = box.add("acme", "core", service_class="realtime"), box.add("beta", "core", service_class="batch")
+    box.ask(acme, 10_000 * MS, MS)
+    go_on(box, lambda: is_running(acme))
+    for _ in range(100):
+        box.ask(beta, 50 * MS)
+    go_on(box, lambda: beta.line.turns_ns >= 500 * MS, 50_000)
+    assert acme.line.turns_ns >= 3 * beta.line.turns_ns
+
+
+def test_each_piece_is_charged_once(box: Box) -> None:
+    """A call that yields while its next one is at its worker already is settled before it goes on."""
+    acme, beta = box.add("acme", "core"), box.add("beta", "core", slots=0)
+    for _ in range(3):
+        box.ask(acme, 100 * MS, MS)
+    box.ask(beta, MS)  # it has no worker, and waits
+    before = acme.line.turns_ns
+    go_on(box, lambda: acme.answered == 3)
+    flow = box.gates["core"]._queue.statistics()["acme"]
+    assert flow.running == 0
+    assert 0 < flow.served_ns <= acme.line.turns_ns - before
