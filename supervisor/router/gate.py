@@ -162,10 +162,10 @@ class Gate:
     def release(self, batch: Batch, now_ns: int) -> int:
         """A batch is done: its turn ends, and the next begins. Gives what it took in all; ``settle`` comes next."""
         self._stop(batch, now_ns)
-        self._overran.pop(batch, None)
         self._unpark(batch)
-        if self._next is not None and len(self._running) < self.device.parallel:
-            self._resume(self._next, now_ns)
+        following = self._next
+        if following is not None and len(self._running) < self.device.parallel and not self._is_busy(following.slot):
+            self._resume(following, now_ns)
         return batch.spent_ns
 
     def settle(self, batch: Batch, now_ns: int) -> None:
@@ -187,7 +187,6 @@ class Gate:
             slot.resume()
             return False
         self._stop(batch, now_ns)
-        self._overran.pop(batch, None)
         # First: what was sent behind it to the same worker comes after it.
         self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
         self.settle(batch, now_ns)
@@ -232,10 +231,9 @@ class Gate:
                 batch.charged_ns = batch.ran_ns(now_ns)  # until now it took nothing from anybody
                 self._note(batch.tenant, waits=True)
                 self._charge(batch, now_ns)
-            if self._turn_ns and level < _CLASSES[batch.tenant.view.service_class]:
-                batch.slot.page.revoke()
-            elif self._turn_ns and batch.slot.page.state == Turn.FREE:
-                batch.slot.page.grant(now_ns + self._turn_ns)
+            if self._turn_ns:
+                is_lower = level < _CLASSES[batch.tenant.view.service_class]
+                batch.slot.page.end_by(now_ns if is_lower else now_ns + self._turn_ns)
 
     def _take_turns(self) -> None:
         """Begin turns while there are any to be had, and find out who is next."""
@@ -336,16 +334,20 @@ class Gate:
             batch.began_ns = 0
         if batch in self._running:
             self._close_turn(batch, now_ns)
+        elif batch in self._overran:
+            del self._overran[batch]
+        else:
+            return
+        if self._turn_ns and batch.tenant.gate is self:
+            batch.slot.page.revoke()
 
     def _close_turn(self, batch: Batch, now_ns: int) -> None:
         del self._running[batch]
         if not self._running:
             self._free_ns = now_ns
-        if self._turn_ns and batch.tenant.gate is self:
-            batch.slot.page.revoke()
 
     def _take_away(self, batch: Batch, now_ns: int) -> None:
-        """Its turn is over; it runs on, and is charged for it."""
+        """Its turn is over; it runs on, and is charged for it. It is to yield yet, and its page says so by its time."""
         self._close_turn(batch, now_ns)
         self._overran[batch] = None
 
