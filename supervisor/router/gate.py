@@ -368,6 +368,13 @@ class Gate:
 
     # --- who keeps it for too long ---------------------------------------------------------------------------------
 
+    def _is_kept_from_others(self, batch: Batch) -> bool:
+        """Whether somebody could run instead of it: who waits for a worker, or for its slot's end, could not."""
+        hung = {each.tenant.view.name for each in self._overran} if self.device.strict else set()
+        others = self._woken - hung - {batch.tenant.view.name}
+        waiting = [line for name in others for line in self._tenants[name].waiting]
+        return not others.isdisjoint(self._parked) or any(not slot.batches for line in waiting for slot in line.slots)
+
     def _watch(self) -> None:
         if not self._watching:
             self._watching = True
@@ -381,10 +388,13 @@ class Gate:
         if self._heirs and now_ns >= self._heirs_until_ns:
             self._heirs.clear()
         for batch in list(self._running):
-            is_wanted = not self._woken <= {batch.tenant.view.name}
-            if is_wanted and batch.pressed_ns and now_ns - batch.pressed_ns >= self._hard_ns:
+            if not self._is_kept_from_others(batch):
+                batch.pressed_ns = batch.pressed_ns if not self.device.strict else 0
+            elif not batch.pressed_ns:
+                batch.pressed_ns = now_ns
+            elif now_ns - batch.pressed_ns >= self._hard_ns:
                 self._take_away(batch, now_ns)
-                if self.device.strict:
+                if self.device.strict and batch.tenant.gate is self:
                     self._on_overrun(batch)
         self._take_turns()
         if self._running or self._heirs:
