@@ -125,11 +125,13 @@ class Gate:
 
     def inherit(self, slot: SlotLink) -> None:
         """A slot that had a turn of the router before this one: until it is heard of, nobody else gets one."""
-        if self._turn_ns:
-            slot.page.revoke()
-            self._heirs.add(slot)
-            self._heirs_until_ns = self._clock() + self._hard_ns
-            self._watch()
+        if not self._turn_ns:
+            slot.page.free()
+            return
+        slot.page.revoke()
+        self._heirs.add(slot)
+        self._heirs_until_ns = self._clock() + self._hard_ns
+        self._watch()
 
     def disinherit(self, slot: SlotLink) -> None:
         """It is back, or gone."""
