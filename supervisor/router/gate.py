@@ -257,8 +257,10 @@ class Gate:
         now_ns = self._clock()
         parked = self._parked.get(tenant.view.name)
         if parked:
-            self._resume(parked[0], now_ns)
-            return True
+            batch = next((batch for batch in parked if not self._is_busy(batch.slot)), None)
+            if batch is not None:
+                self._resume(batch, now_ns)
+            return batch is not None
         batch = self._form(tenant)
         if batch is None:
             return False
@@ -270,7 +272,7 @@ class Gate:
     def _send_ahead(self, tenant: Tenant) -> bool:
         """Have the tenant's next batch at its worker, to be the next to run, if it has one that can go."""
         parked = self._parked.get(tenant.view.name)
-        batch = parked[0] if parked else self._form(tenant, behind=True)
+        batch = parked[0] if parked else self._form(tenant, behind=self._is_all_ours(tenant))
         if batch is None:
             return False
         if not parked:
@@ -280,6 +282,15 @@ class Gate:
             self._parked[tenant.view.name] = [batch]
         self._next = batch
         return True
+
+    def _is_busy(self, slot: SlotLink) -> bool:
+        """Whether its worker is at another batch yet, which would take a turn that begins now for its own."""
+        return any(batch.slot is slot for batch in (*self._running, *self._overran))
+
+    def _is_all_ours(self, tenant: Tenant) -> bool:
+        """Whether workers have nothing of it but what has a turn here: all else may end in the turn of what is behind."""
+        ours = sum(batch.tenant is tenant for batch in self._running)
+        return ours == sum(slot.batches for slot in tenant.slots if not slot.lost)
 
     def _form(self, tenant: Tenant, *, behind: bool = False) -> Batch | None:
         """Take its next batch out of its line; with *behind* also for a worker that has one already."""
