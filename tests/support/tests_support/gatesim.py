@@ -118,11 +118,10 @@ class Slot:
         self.page = LeasePage(path)
         self.batches = 0
         self.in_flight: list[Batch] = []
-        self.overran = ""
         self.lost = self.is_away = False
         self.inbound: deque[Batch | None] = deque()  # None is a note to look at the page
         self.outbound: deque[Batch | int] = deque()  # an answer, or the epoch that is given back
-        self.worker = Worker(self)
+        self.worker: Worker
 
     def send_batch(self, batch: Batch, _now_ns: int) -> None:
         self.batches += 1
@@ -224,6 +223,26 @@ class Worker:
         self.state, self.batch = "idle", None
 
 
+class Liar(Worker):
+    """One that does not: it answers what it likes when it likes, and yields what it has or has not."""
+
+    def can_step(self) -> bool:
+        return self.state != "dead" and len(self.slot.outbound) < 4
+
+    def step(self, rng: Random) -> None:
+        while self.slot.inbound:
+            if (packet := self.slot.inbound.popleft()) is not None:
+                self.inbox.append(packet)
+        what = rng.random()
+        if what < 0.3 and self.inbox:
+            at = rng.randrange(len(self.inbox))
+            self.slot.outbound.append(self.inbox[at])
+            del self.inbox[at]
+        elif what < 0.5:
+            self.slot.outbound.append(self.slot.page.epoch + rng.choice((-1, 0, 0, 0, 1)))
+        self.router_left = self.slot.is_away = False
+
+
 class Box:
     """The router's part around gates."""
 
@@ -253,8 +272,9 @@ class Box:
         self.move(tenant, device)
         return tenant
 
-    def add_slot(self, tenant: Tenant) -> Slot:
+    def add_slot(self, tenant: Tenant, worker: type[Worker] = Worker) -> Slot:
         slot = Slot(tenant, self.folder / f"lease{next(self._numbers)}", self.clock)
+        slot.worker = worker(slot)
         self.slots.append(slot)
         self._made.append(slot)
         tenant.slots.append(slot)
