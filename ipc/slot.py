@@ -85,6 +85,7 @@ class Word(IntEnum):
     MEET = 4  # router → worker: connect to the ZeroMQ lane as well
     RESUME = 5  # router → worker: look at the lease page
     YIELD = 6  # worker → router: the turn of that epoch is over, and its batch is not
+    END = 7  # worker → router: the batch of that epoch has run; its answers follow
 
 
 class Note(NamedTuple):

@@ -49,8 +49,8 @@ class Slots:
     """All slots that run.
 
     *feed* hears what becomes of them, *progress* what their workers say while they load, *refused* the numbers of
-    system calls that are on no list, *ended* what one had used when nothing ran in it any more, *stuck* of one that does
-    not end. *needs_of* knows what a device takes.
+    system calls that are on no list, *ended* what one had used when nothing ran in it any more, *stuck* of one that
+    does not end. *needs_of* knows what a device takes.
     """
 
     def __init__(

@@ -166,22 +166,25 @@ class Gate:
         batch.charged = False
         batch.charged_ns = batch.spent_ns
 
-    def take_back(self, slot: SlotLink) -> bool:
-        """The worker of *slot* yields: its batch waits for another turn. False when it has none, or none that is over.
+    def take_back(self, slot: SlotLink, *, done: bool) -> bool:
+        """The worker of *slot* gives its turn back: its batch is *done* and to be answered, or waits for another.
 
-        It is woken then: it may have been told otherwise a moment ago.
+        False when it has none, or yields before its time. It is woken then: it may have been told otherwise just now.
         """
         now_ns = _clock()
         batch = next((batch for batch in (*self._running, *self._overran) if batch.slot is slot), None)
-        if batch is None or not slot.page.is_over(now_ns):
+        if batch is None or not (done or slot.page.is_over(now_ns)):
             slot.resume()
             return False
         self._stop(batch, now_ns)
         self._overran.pop(batch, None)
-        # First: what was sent behind it to the same worker comes after it.
-        self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
-        if self._next is not None and self._next.slot is slot:
-            self._next = batch
+        if done:
+            batch.ended_ns = now_ns
+        else:
+            # First: what was sent behind it to the same worker comes after it.
+            self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
+            if self._next is not None and self._next.slot is slot:
+                self._next = batch
         if self._next is not None and len(self._running) < self.device.parallel:
             self._resume(self._next, now_ns)
         self.settle(batch, now_ns)

@@ -47,10 +47,11 @@ BURNER = """
                 os._exit(7)
             if seconds == -3:  # says that it yields, and burns on
                 from bedsit.ipc.leasepage import split_word
+                from bedsit.ipc.slot import Word
                 words = bundle.turns._words
                 while True:
                     burn(0.02)
-                    bundle.turns._say(split_word(words[0])[1])
+                    bundle.turns._say(Word.YIELD, split_word(words[0])[1])
             yielded = 0
             while seconds > 0:
                 burn(min(step or seconds, seconds))
