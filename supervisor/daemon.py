@@ -103,7 +103,8 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for endless in (self._watch(notifier), self._look.run(), desk.partitions.run(), desk.devices.run()):
+            works = self._look.run, desk.partitions.run, desk.devices.run, desk.books.run
+            for endless in (self._watch(notifier), *(work() for work in works)):
                 task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
