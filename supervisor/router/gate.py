@@ -154,8 +154,7 @@ class Gate:
         self._stop(batch, now_ns)
         self._overran.pop(batch, None)
         self._unpark(batch)
-        if self._next is not None and len(self._running) < self.device.parallel:
-            self._resume(self._next, now_ns)
+        self._pass_on(now_ns)
         return batch.spent_ns
 
     def settle(self, batch: Batch, now_ns: int) -> None:
@@ -180,16 +179,19 @@ class Gate:
         self._overran.pop(batch, None)
         if done:
             batch.ended_ns = now_ns
+            self._pass_on(now_ns)
         else:
             # First: what was sent behind it to the same worker comes after it.
             self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
-            if self._next is not None and self._next.slot is slot:
-                self._next = batch
-        if self._next is not None and len(self._running) < self.device.parallel:
-            self._resume(self._next, now_ns)
+            self._next = None  # who was to be next did not know of this one: it may be its turn again
         self.settle(batch, now_ns)
         self.pump(batch.tenant)
         return True
+
+    def _pass_on(self, now_ns: int) -> None:
+        """Begin the next turn, if somebody waits for it at a worker."""
+        if self._next is not None and len(self._running) < self.device.parallel:
+            self._resume(self._next, now_ns)
 
     def _is_alone(self, tenant: Tenant) -> bool:
         """Whether nobody else waits or runs."""

@@ -154,6 +154,29 @@ def test_a_turn_that_is_over_is_given_back(shared: dict[str, Player]) -> None:
     beta.answer(ahead)
 
 
+def test_who_yields_is_next_again_if_it_is_its_turn(plane: Any, shared: dict[str, Player]) -> None:
+    """Turns are shared by weight, also between calls that yield: who has nine tenths goes on after itself."""
+    plane.change("acme", weight=900)
+    acme, held, beta, ahead = _begin_both(shared)
+    acme.wait_over()
+    acme.give_up()
+    beta.hear_resume()  # who comes anew is next
+    beta.ask(2)
+    time.sleep(TURN_MS / 1e3)
+    beta.answer(ahead)
+    acme.hear_resume()
+    ahead = beta.next_rid()
+    for _ in range(4):
+        epoch = acme.epoch
+        acme.wait_over()
+        acme.give_up()
+        acme.wait_turn(Turn.HELD, epoch)
+        assert beta.turn == Turn.WAIT
+    acme.answer(held)
+    beta.hear_resume()
+    beta.answer(ahead)
+
+
 def test_the_next_turn_begins_before_the_answers_of_the_last_one_are_there(
     plane: Any, shared: dict[str, Player]
 ) -> None:
