@@ -13,14 +13,19 @@ from bedsit.ipc.errors import error
 from bedsit.ipc.leasepage import LeaseView, Turn, split_word
 from bedsit.ipc.slot import Word
 
-_clock = time.monotonic_ns
-
 
 class Turns:
     """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it."""
 
-    def __init__(self, page: LeaseView, hear: Callable[[], bool], say: Callable[[Word, int], None]) -> None:
+    def __init__(
+        self,
+        page: LeaseView,
+        hear: Callable[[], bool],
+        say: Callable[[Word, int], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._words = page.words
+        self._clock = clock
         self._hear = hear
         self._say = say
         self._spent = -1  # the last epoch whose turn is over
@@ -51,7 +56,7 @@ class Turns:
 
     def _yield(self) -> None:
         state, epoch = split_word(self._words[0])
-        if state == Turn.HELD and epoch > self._spent and _clock() < self._words[1]:
+        if state == Turn.HELD and epoch > self._spent and self._clock() < self._words[1]:
             return
         _synchronize()
         self._spent = epoch

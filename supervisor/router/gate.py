@@ -31,7 +31,6 @@ from bedsit.supervisor.router.tenants import Tenant
 _LOOK_S: Final = 0.05  # how often it is looked for turns that are over
 _CLASSES: Final = {"realtime": 0, "interactive": 1, "batch": 2}
 _log = structlog.get_logger("router.gate")
-_clock = time.monotonic_ns
 
 
 class Gate:
@@ -47,8 +46,10 @@ class Gate:
         loop: Loop,
         form_next: Callable[[Tenant, int], Batch | None],
         on_overrun: Callable[[Batch], None],
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._loop = loop
+        self._clock = clock
         self._form_next = form_next
         self._on_overrun = on_overrun
         self._tenants: dict[str, Tenant] = {}
@@ -63,7 +64,7 @@ class Gate:
         self._closed = False
         self.set_device(device)
         self._watching = False
-        self._began_ns = self._free_ns = _clock()  # since when nobody has a turn, where nobody has
+        self._began_ns = self._free_ns = self._clock()  # since when nobody has a turn, where nobody has
         self.idle_ns = 0  # in which nobody had one
         self.gaps_ns = 0  # the part of it in which somebody waited
 
@@ -93,11 +94,20 @@ class Gate:
 
     def remove(self, name: str) -> None:
         """The tenant is gone, or takes no turns here any more; what it runs ends on nobody's account."""
-        del self._tenants[name]
+        tenant = self._tenants.pop(name)
         self._woken.discard(name)
         self._queue.remove(name)
-        self._let_run_on(self._parked.pop(name, []))
-        self._let_run_on([batch for batch in self._running if batch.tenant.view.name == name])
+        own = [batch for batch in (*self._running, *self._overran) if batch.tenant is tenant]
+        for batch in [*own, *self._parked.pop(name, ())]:
+            batch.charged = False  # the queue has forgotten it, also where its tenant comes back
+            batch.began_ns = batch.began_ns or self._clock()
+        if self._next is not None and self._next.tenant is tenant:
+            self._next = None
+        if self._turn_ns:
+            for slot in tenant.slots:  # those without work, too: the end of their last turn is still in their pages
+                if slot.page.state != Turn.FREE:
+                    slot.page.free()
+                    slot.resume()
 
     def close(self) -> None:
         """There is no gate any more; whoever is here is removed by and by."""
@@ -118,7 +128,7 @@ class Gate:
         if self._turn_ns:
             slot.page.revoke()
             self._heirs.add(slot)
-            self._heirs_until_ns = _clock() + self._hard_ns
+            self._heirs_until_ns = self._clock() + self._hard_ns
             self._watch()
 
     def disinherit(self, slot: SlotLink) -> None:
@@ -131,7 +141,7 @@ class Gate:
         """Its worker hung up: what it runs has no turn any more, what it was sent ahead gets none."""
         self._heirs.discard(slot)
         for batch in [batch for batch in self._running if batch.slot is slot]:
-            self._take_away(batch, _clock())
+            self._take_away(batch, self._clock())
         for name in list(self._parked):
             self._keep_parked(name, lambda batch: batch.slot is not slot)
         self._take_turns()
@@ -170,7 +180,7 @@ class Gate:
 
         False when it has none, or yields before its time. It is woken then: it may have been told otherwise just now.
         """
-        now_ns = _clock()
+        now_ns = self._clock()
         batch = next((batch for batch in (*self._running, *self._overran) if batch.slot is slot), None)
         if batch is None or not (done or slot.page.is_over(now_ns)):
             slot.resume()
@@ -220,10 +230,12 @@ class Gate:
     def _press(self, newcomer: Tenant) -> None:
         """Somebody waits who did not: who runs alone has a turn from now on, and a lower class yields at once."""
         self._next = None  # the newcomer may go before it
-        now_ns = _clock()
+        now_ns = self._clock()
         level = _CLASSES[newcomer.view.service_class]
         for batch in self._running:
             batch.pressed_ns = batch.pressed_ns or now_ns
+            if batch.tenant.gate is not self:
+                continue  # it takes no turns here any more, and pays for none
             if not batch.charged:
                 batch.charged_ns = batch.ran_ns(now_ns)  # until now it took nothing from anybody
                 self._note(batch.tenant, waits=True)
@@ -240,7 +252,7 @@ class Gate:
             is_full = len(self._running) >= self.device.parallel
             if is_full and (self._next is not None or not self._turn_ns):
                 return
-            name = self._queue.pick(_clock(), exclude=stuck)
+            name = self._queue.pick(self._clock(), exclude=stuck)
             if name is None:
                 return
             tenant = self._tenants[name]
@@ -250,7 +262,7 @@ class Gate:
 
     def _let(self, tenant: Tenant) -> bool:
         """Give the tenant's next batch a turn, if it has one that can go."""
-        now_ns = _clock()
+        now_ns = self._clock()
         parked = self._parked.get(tenant.view.name)
         if parked:
             self._resume(parked[0], now_ns)
@@ -272,7 +284,7 @@ class Gate:
         if not parked:
             if not any(each.slot is batch.slot for each in self._running):
                 batch.slot.page.revoke()
-            batch.slot.send_batch(batch, _clock())
+            batch.slot.send_batch(batch, self._clock())
             self._parked[tenant.view.name] = [batch]
         self._next = batch
         return True
@@ -360,16 +372,6 @@ class Gate:
         else:
             del self._parked[name]
 
-    def _let_run_on(self, batches: Sequence[Batch]) -> None:
-        """These take no turns any more."""
-        for batch in batches:
-            if self._next is batch:
-                self._next = None
-            batch.began_ns = batch.began_ns or _clock()
-            if self._turn_ns:
-                batch.slot.page.free()
-                batch.slot.resume()
-
     # --- who keeps it for too long ---------------------------------------------------------------------------------
 
     def _watch(self) -> None:
@@ -381,7 +383,7 @@ class Gate:
         self._watching = False
         if self._closed:
             return
-        now_ns = _clock()
+        now_ns = self._clock()
         if self._heirs and now_ns >= self._heirs_until_ns:
             self._heirs.clear()
         for batch in list(self._running):

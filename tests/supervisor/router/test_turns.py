@@ -161,10 +161,10 @@ def test_who_yields_is_next_again_if_it_is_its_turn(plane: Any, shared: dict[str
     acme.wait_over()
     acme.give_up()
     beta.hear_resume()  # who comes anew is next
-    beta.ask(2)
     time.sleep(TURN_MS / 1e3)
     beta.answer(ahead)
     acme.hear_resume()
+    beta.ask(2)
     ahead = beta.next_rid()
     for _ in range(4):
         epoch = acme.epoch
