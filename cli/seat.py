@@ -79,6 +79,20 @@ def describe_seat(tenant: Row) -> str | None:
     return f"{seat.get('text')} ({trouble})" if trouble else str(seat.get("text"))
 
 
+def describe_memory(part: object) -> str | None:
+    """``soft, 1.2 of 4.5 GiB used``; of several slots what they use together, and what each may."""
+    if not isinstance(part, dict):
+        return None
+    slots, limit = part.get("slots") or 1, format_size(part.get("limit_bytes"))
+    each = f"{slots} x {limit}" if slots != 1 else limit
+    return f"{part.get('held')}, {format_size(part.get('used_bytes'))} of {each} used"
+
+
+def explain_memory(part: object) -> str | None:
+    """What that kind of limit means."""
+    return str(part.get("means")) if isinstance(part, dict) else None
+
+
 def describe_trust(tenant: Row) -> str | None:
     """Whether it may share a GPU in turn; None where the daemon did not say."""
     wish = tenant.get("wish")

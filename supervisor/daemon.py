@@ -50,6 +50,8 @@ from bedsit.supervisor.holdings import Holding, list_holdings
 from bedsit.supervisor.ledger import Ledger
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.memory.holder import Holder
+from bedsit.supervisor.memory.watcher import Watcher
 from bedsit.supervisor.meter import Look
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
@@ -85,6 +87,7 @@ class Daemon:
         self._failure: BaseException | None = None
         self._desk: Desk
         self._look: Look
+        self._watcher: Watcher
 
     async def run(self, notifier: Notifier) -> None:
         """Come up, serve, go. Raises BedsitError before anything was changed when it cannot come up."""
@@ -102,7 +105,13 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for endless in (self._watch(notifier), self._look.run(), desk.partitions.run(), desk.devices.run()):
+            for endless in (
+                self._watch(notifier),
+                self._look.run(),
+                self._watcher.run(),
+                desk.partitions.run(),
+                desk.devices.run(),
+            ):
                 task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
@@ -229,6 +238,14 @@ class Daemon:
             router_uid=router_uid,
             now=now_text,
         )
+        devices = Devices(
+            lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
+            unit=folders.nvml_socket if units else None,
+            shared=config.devices.shared_cores,
+            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
+        )
+        undo.push_async_callback(devices.close)
+        memory = Holder(devices, backend, lambda slot, text: events.add("memory.unlimited", text, slot=slot))
         operations = Operations()
         slots = Slots(
             room,
@@ -237,6 +254,7 @@ class Daemon:
             RefusedCalls(events, house.tenants).hear,
             lambda live, stats: books.slot_ended(live, stats),  # noqa: PLW0108 - made below
             lambda device: usher.find_needs(device),  # noqa: PLW0108 - so is this
+            memory,
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)
@@ -245,14 +263,7 @@ class Daemon:
         publisher = Publisher(config, folders, router_gid, registry, house, slots, control.send_snapshot)
         timers = Timers(lambda timer: self.feed(on.TimerFired(timer)))
         undo.callback(timers.stop_all)
-        devices = Devices(
-            lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
-            unit=folders.nvml_socket if units else None,
-            shared=config.devices.shared_cores,
-            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
-        )
-        undo.push_async_callback(devices.close)
-        usher = Usher(registry, devices, house, slots, config.devices, self.feed)
+        usher = Usher(registry, devices, house, slots, config.devices, self.feed, memory.contexts)
         partitions = Partitions(
             devices,
             read_partitions(config.devices.partitions),
@@ -265,6 +276,7 @@ class Daemon:
         undo.callback(ledger.close)
         books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots), self.feed)
         control.hear_usage = books.hear
+        self._watcher = Watcher(devices, slots, backend, partial(_tell_over, events), self.feed)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -360,6 +372,10 @@ class Daemon:
         get_log().critical("daemon.failed", error=str(failure), exc_info=failure)
         self._failure = self._failure or failure
         self._leave.set()
+
+
+def _tell_over(events: Events, tenant: str, slot: str, text: str) -> None:
+    events.add("memory.over", text, tenant, slot)
 
 
 def _list_holdings(usher: Usher, slots: Slots) -> Iterable[Holding]:

@@ -20,7 +20,7 @@ from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience,
 from bedsit.supervisor.devices.inventory import Change, Inventory
 from bedsit.supervisor.devices.model import Box, Gpu, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
-from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, read_report
+from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, Refusal, read_report
 from bedsit.supervisor.devices.shared import list_shared
 from bedsit.supervisor.log import get_log
 
@@ -65,12 +65,16 @@ class _Rest:
     times: int
 
 
-class Uncut(Exception):
-    """A GPU was not cut as it was asked for."""
+class Undone(Exception):
+    """The helper did not do, or did not tell, what it was asked for."""
 
     def __init__(self, trouble: Trouble) -> None:
         super().__init__(trouble.what)
         self.trouble = trouble
+
+
+class Uncut(Undone):
+    """A GPU was not cut as it was asked for."""
 
 
 class Devices:
@@ -145,16 +149,32 @@ class Devices:
         leaving: set[tuple[str, int]] = {(uuid, what["gpu_instance"])} if ask == "destroy" else set()
         self._leaving |= leaving
         try:
-            async with self._turn:
-                await self._ask(DriverReport, ask="driver")  # a helper that is new opens NVML with it
-                await self._ask(object, ask=ask, uuid=uuid, **what)
+            await self.order(object, faults.explain_cut, ask=ask, uuid=uuid, **what)
             self._left |= leaving
-        except Refused as e:
-            raise Uncut(faults.explain_cut(e.refusal)) from None
-        except _NoAnswer as e:
+        except Undone as e:
             raise Uncut(e.trouble) from None
         finally:
             self._leaving -= leaving
+
+    async def order(self, kind: Any, explain: Callable[[Refusal], Trouble], **question: Any) -> Any:
+        """The answer, as that *kind*, of a helper that is started if need be. Waits for its turn and for the driver.
+
+        Raises Undone. Who waits may be cancelled: the helper is asked to the end, as its next answer is the next one's.
+        """
+        answer = await asyncio.shield(asyncio.create_task(self._give(kind, explain, question)))
+        if isinstance(answer, Undone):
+            raise answer
+        return answer
+
+    async def _give(self, kind: Any, explain: Callable[[Refusal], Trouble], question: Mapping[str, Any]) -> Any:
+        try:
+            async with self._turn:
+                await self._ask(DriverReport, ask="driver")  # a helper that is new opens NVML with it
+                return await self._ask(kind, **question)
+        except Refused as e:
+            return Undone(explain(e.refusal))
+        except _NoAnswer as e:
+            return Undone(e.trouble)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
