@@ -41,13 +41,13 @@ LATE: Final = "ignored"
 GONE: Final = "gone"
 NO: Final = "rejected"
 _ROWS: Final[Mapping[SlotState, tuple[Outcome, ...]]] = {
-    #            built    refused taken      loaded     failed overdue superseded  drained died  hung  exc.  aban. gone
-    "building": ("blank", DIES,   NO,        LATE,      LATE,  LATE,   NO,         LATE,   DIES, LATE, LATE, DIES, NO),
-    "blank":    (NO,      NO,     "loading", LATE,      LATE,  LATE,   NO,         LATE,   DIES, LATE, LATE, DIES, NO),
-    "loading":  (NO,      NO,     NO,        "serving", DIES,  DIES,   DIES,       LATE,   DIES, LATE, DIES, DIES, NO),
-    "serving":  (NO,      NO,     NO,        LATE,      LATE,  LATE,   "draining", LATE,   DIES, DIES, DIES, DIES, NO),
-    "draining": (NO,      NO,     NO,        LATE,      LATE,  DIES,   LATE,       DIES,   DIES, DIES, DIES, DIES, NO),
-    "dying":    (LATE,    LATE,   NO,        LATE,      LATE,  LATE,   LATE,       LATE,   LATE, LATE, LATE, LATE, GONE),
+    #             built    refus. taken      loaded     failed overd. superseded  drain. died  hung  exc.  aband. gone
+    "building": ("blank", DIES,  NO,        LATE,      LATE,  LATE,  NO,         LATE,  DIES, LATE, LATE,  DIES,  NO),
+    "blank":    (NO,      NO,    "loading", LATE,      LATE,  LATE,  NO,         LATE,  DIES, LATE, LATE,  DIES,  NO),
+    "loading":  (NO,      NO,    NO,        "serving", DIES,  DIES,  DIES,       LATE,  DIES, LATE, DIES,  DIES,  NO),
+    "serving":  (NO,      NO,    NO,        LATE,      LATE,  LATE,  "draining", LATE,  DIES, DIES, DIES,  DIES,  NO),
+    "draining": (NO,      NO,    NO,        LATE,      LATE,  DIES,  LATE,       DIES,  DIES, DIES, DIES,  DIES,  NO),
+    "dying":    (LATE,    LATE,  NO,        LATE,      LATE,  LATE,  LATE,       LATE,  LATE, LATE, LATE,  LATE,  GONE),
 }
 # fmt: on
 TRANSITIONS: Final[Mapping[tuple[SlotState, SlotEvent], Outcome]] = {

@@ -1,10 +1,10 @@
 """What the NVML helper tells the daemon: one packet each, checked on arrival.
 
-The daemon asks ``{"ask": "driver"}``, ``{"ask": "gpu", "index": 0}``, ``{"ask": "listen"}``, or for the ``"processes"`` of
-a ``"uuid"``; and to have a GPU cut ``{"ask": "create", "uuid": "GPU-...", "profile": 9, "start": 4, "size": 4}``, or
-``"finish"`` or ``"destroy"`` with ``"gpu_instance": 1`` instead of a place; and about its memory ``{"ask": "limit", "uuid":
-"GPU-...", "group": "/sys/fs/cgroup/...", "limit_bytes": 1}`` or ``"lift"``. Before each call of NVML the helper says
-``{"calling": NAME}``; then come ``{"answer": ...}`` or ``{"refused": ...}``. ``{"event": ...}`` may come at any time.
+The daemon asks ``{"ask": "driver"}``, ``{"ask": "gpu", "index": 0}``, ``{"ask": "listen"}``, or for the ``"processes"``
+of a ``"uuid"``; and to have a GPU cut ``{"ask": "create", "uuid": "GPU-...", "profile": 9, "start": 4, "size": 4}``, or
+``"finish"`` or ``"destroy"`` with ``"gpu_instance": 1`` instead of a place; and about its memory ``{"ask": "limit",
+"uuid": "GPU-...", "group": "/sys/fs/cgroup/...", "limit_bytes": 1}`` or ``"lift"``. Before each call of NVML the helper
+says ``{"calling": NAME}``; then come ``{"answer": ...}`` or ``{"refused": ...}``. ``{"event": ...}`` may come any time.
 """
 
 from typing import Annotated, Any, Final, TypeVar

@@ -32,8 +32,8 @@ class Request:
 
     *memory_bytes* of GPU memory for its own data: at most that on a time-sliced GPU, at least that elsewhere; 0 leaves
     it to the device. *near* and *apart*: with one of these tenants on a device, with none of these. *min_share_milli*
-    is kept when everybody is busy. Who is not *trusted* shares no GPU that is cut by time only. *slots* of it compute at
-    once, each with as much memory of a GPU that is shared.
+    is kept when everybody is busy. Who is not *trusted* shares no GPU that is cut by time only. *slots* of it compute
+    at once, each with as much memory of a GPU that is shared.
     """
 
     kind: Kind
