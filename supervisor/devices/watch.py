@@ -18,7 +18,7 @@ from bedsit.supervisor.devices import faults
 from bedsit.supervisor.devices.cores import find_cpus, find_usable
 from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience, Refused
 from bedsit.supervisor.devices.inventory import Change, Inventory
-from bedsit.supervisor.devices.model import Box, Gpu, Trouble
+from bedsit.supervisor.devices.model import Box, Gpu, Process, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
 from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, Refusal, read_report
 from bedsit.supervisor.devices.shared import list_shared
@@ -115,12 +115,17 @@ class Devices:
         #: GPU instances, by GPU and number, that are being destroyed, and that were since the GPU was looked at.
         self._leaving: set[tuple[str, int]] = set()
         self._left: set[tuple[str, int]] = set()
+        #: Who computes on a GPU, by its UUID, where that was asked for since it was looked at.
+        self._computing: dict[str, tuple[Process, ...]] = {}
         self._look_at_cores()
 
     @property
     def box(self) -> Box:
         """Everything, as it was seen last. Never waits."""
         box = replace(self._inventory.box(self._cpus), shared=self._turns, is_counted=self._is_counted)
+        if self._computing:
+            gpus = (replace(gpu, processes=self._computing.get(gpu.uuid, gpu.processes)) for gpu in box.gpus)
+            box = replace(box, gpus=tuple(gpus))
         gone = self._leaving | self._left
         return replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
 
@@ -155,6 +160,14 @@ class Devices:
             raise Uncut(e.trouble) from None
         finally:
             self._leaving -= leaving
+
+    async def list_processes(self, uuid: str) -> tuple[Process, ...]:
+        """Who computes on a GPU now. Raises Undone. Waits for the driver."""
+        found: tuple[Process, ...] = await self.order(
+            tuple[Process, ...], faults.explain_memory, ask="processes", uuid=uuid
+        )
+        self._computing[uuid] = found
+        return found
 
     async def order(self, kind: Any, explain: Callable[[Refusal], Trouble], **question: Any) -> Any:
         """The answer, as that *kind*, of a helper that is started if need be. Waits for its turn and for the driver.
@@ -256,6 +269,7 @@ class Devices:
             raise
         self._rests.pop(index, None)
         self._left = {each for each in self._left if each[0] != report.uuid}
+        self._computing.pop(report.uuid, None)
         self._apply(self._inventory.see(index, report))
         return {report.uuid}
 

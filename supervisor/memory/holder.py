@@ -16,7 +16,7 @@ from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.cgroup import CgroupBackend
 from bedsit.supervisor.births import MEMORY_VARIABLE, Birth
 from bedsit.supervisor.devices import faults
-from bedsit.supervisor.devices.model import Gpu, Process, Trouble
+from bedsit.supervisor.devices.model import Gpu, Trouble
 from bedsit.supervisor.devices.watch import Devices, Undone
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.memory.kinds import Held
@@ -87,8 +87,7 @@ class Holder:
         if gpu is None or gpu.uuid in self.contexts:
             return
         try:
-            kind = tuple[Process, ...]
-            found = await self.devices.order(kind, faults.explain_memory, ask="processes", uuid=gpu.uuid)
+            found = await self.devices.list_processes(gpu.uuid)
         except Undone:
             return
         pids = self.backend.procs(slot)

@@ -13,7 +13,6 @@ from typing import Final
 from bedsit.sandbox.budget import Budget
 from bedsit.sandbox.cgroup import CgroupBackend
 from bedsit.supervisor import stimuli as on
-from bedsit.supervisor.devices import faults
 from bedsit.supervisor.devices.model import Process
 from bedsit.supervisor.devices.watch import Devices, Rhythm, Undone
 from bedsit.supervisor.memory.ladder import Ladder, Use, Verdict
@@ -73,10 +72,7 @@ class Watcher:
         if until > now:
             return None
         try:
-            kind = tuple[Process, ...]
-            found: tuple[Process, ...] = await self.devices.order(
-                kind, faults.explain_memory, ask="processes", uuid=uuid
-            )
+            found = await self.devices.list_processes(uuid)
         except Undone:
             self._rests[uuid] = now + self.rhythm.rest(self.rhythm.rest_s, times), times + 1
             return None

@@ -133,8 +133,7 @@ def test_who_computes_is_told_with_the_largest_first(watch: Watch, card: FakeNvm
     card.compute(0, {100 + number: MIB for number in range(MAX_PROCESSES + 20)} | {99: 40 * GIB})
 
     async def story(watched: Any) -> None:
-        kind = tuple[Process, ...]
-        found = await watched.devices.order(kind, faults.explain_memory, ask="processes", uuid=UUID)
+        found = await watched.devices.list_processes(UUID)
         assert (found[0], len(found)) == (Process(99, 40 * GIB), MAX_PROCESSES)
 
     watch(story)
