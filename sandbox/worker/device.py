@@ -24,7 +24,7 @@ def wake_device(control: socket.socket) -> None:
     try:
         if torch.backends.cuda.is_built():
             torch.cuda.init()
-            note = _keep_to_memory()
+            note = keep_to_memory()
             torch.zeros(1, device="cuda")
             torch.cuda.synchronize()
     except Exception as e:  # noqa: BLE001 - whatever a driver says against it is told, and ends the slot
@@ -34,7 +34,7 @@ def wake_device(control: socket.socket) -> None:
     control.send(encode_report(Report.READY, 0, note.encode(errors="replace")))
 
 
-def _keep_to_memory() -> str:
+def keep_to_memory() -> str:
     """Let torch refuse what is more than this slot may have of the device. Says why it does not, if so.
 
     Hygiene and no wall: a library that asks the driver itself is not asked (docs/gpu, T9).
