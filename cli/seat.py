@@ -18,7 +18,7 @@ Device = Annotated[
     ),
 ]
 GpuMemory = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="GPU memory that it needs for its data; or any: its part of the GPU.")
+    str | None, typer.Option(metavar="SIZE", help="GPU memory for the data of each slot; or any: its part of the GPU.")
 ]
 GpuType = Annotated[str | None, typer.Option(metavar="WORDS", help="Words of the GPU's name, as H200; or any.")]
 Near = Annotated[
