@@ -28,7 +28,7 @@ class Report(IntEnum):
     FAILED = 2  # the text is "code\nmessage"
     SERVING = 3  # everything is loaded and the lanes are connected
     PROGRESS = 4  # the text is a phase, for people
-    READY = 5  # blank, and the device that the slot was born for works
+    READY = 5  # blank, and the device that the slot was born for works; the text is what does not, if anything
 
 
 class ModelToLoad(NamedTuple):
