@@ -46,7 +46,7 @@ class Holder:
         if not birth.memory_bytes:
             return {}
         own = birth.memory_bytes - self.contexts.get(birth.device, CONTEXT_BYTES)
-        # Both names: torch before 2.9 knows the first alone, and a later one reads it, too.
+        # The older name of PYTORCH_ALLOC_CONF: every torch since 2.0 reads it.
         return {MEMORY_VARIABLE: str(max(own, LEAST_BYTES)), "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
     async def hold(self, slot: str, birth: Birth) -> Held:
