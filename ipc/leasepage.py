@@ -36,6 +36,7 @@ class LeasePage:
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
+            self.is_old = os.fstat(fd).st_size == PAGE_BYTES  # it was a router's before
             os.fchmod(fd, 0o644)  # whatever the umask says: the folder's mode is the wall
             os.ftruncate(fd, PAGE_BYTES)
             self._pages = mmap.mmap(fd, PAGE_BYTES)
@@ -51,6 +52,16 @@ class LeasePage:
         self.epoch += 1
         self._until_ns = self._words[1] = until_ns
         self._write(Turn.HELD)
+
+    def end_by(self, until_ns: int) -> None:
+        """The turn ends no later. Of who was free, one begins for that; it is not revoked, as it may not have begun.
+
+        An epoch that ends earlier is the same one: it may be on its way back already.
+        """
+        if self.state == Turn.FREE:
+            self.grant(until_ns)
+        elif until_ns < self._until_ns:
+            self._until_ns = self._words[1] = until_ns
 
     def free(self) -> None:
         """The worker may run as long as it likes."""

@@ -125,11 +125,13 @@ class Gate:
 
     def inherit(self, slot: SlotLink) -> None:
         """A slot that had a turn of the router before this one: until it is heard of, nobody else gets one."""
-        if self._turn_ns:
-            slot.page.revoke()
-            self._heirs.add(slot)
-            self._heirs_until_ns = self._clock() + self._hard_ns
-            self._watch()
+        if not self._turn_ns:
+            slot.page.free()
+            return
+        slot.page.revoke()
+        self._heirs.add(slot)
+        self._heirs_until_ns = self._clock() + self._hard_ns
+        self._watch()
 
     def disinherit(self, slot: SlotLink) -> None:
         """It is back, or gone."""
@@ -162,7 +164,6 @@ class Gate:
     def release(self, batch: Batch, now_ns: int) -> int:
         """A batch is done: its turn ends, and the next begins. Gives what it took in all; ``settle`` comes next."""
         self._stop(batch, now_ns)
-        self._overran.pop(batch, None)
         self._unpark(batch)
         self._pass_on(now_ns)
         return batch.spent_ns
@@ -186,7 +187,6 @@ class Gate:
             slot.resume()
             return False
         self._stop(batch, now_ns)
-        self._overran.pop(batch, None)
         if done:
             batch.ended_ns = now_ns
             self._pass_on(now_ns)
@@ -200,8 +200,9 @@ class Gate:
 
     def _pass_on(self, now_ns: int) -> None:
         """Begin the next turn, if somebody waits for it at a worker."""
-        if self._next is not None and len(self._running) < self.device.parallel:
-            self._resume(self._next, now_ns)
+        following = self._next
+        if following is not None and len(self._running) < self.device.parallel and not self._is_busy(following.slot):
+            self._resume(following, now_ns)
 
     def _is_alone(self, tenant: Tenant) -> bool:
         """Whether nobody else waits or runs."""
@@ -240,10 +241,9 @@ class Gate:
                 batch.charged_ns = batch.ran_ns(now_ns)  # until now it took nothing from anybody
                 self._note(batch.tenant, waits=True)
                 self._charge(batch, now_ns)
-            if self._turn_ns and level < _CLASSES[batch.tenant.view.service_class]:
-                batch.slot.page.revoke()
-            elif self._turn_ns and batch.slot.page.state == Turn.FREE:
-                batch.slot.page.grant(now_ns + self._turn_ns)
+            if self._turn_ns:
+                is_lower = level < _CLASSES[batch.tenant.view.service_class]
+                batch.slot.page.end_by(now_ns if is_lower else now_ns + self._turn_ns)
 
     def _take_turns(self) -> None:
         """Begin turns while there are any to be had, and find out who is next."""
@@ -265,8 +265,10 @@ class Gate:
         now_ns = self._clock()
         parked = self._parked.get(tenant.view.name)
         if parked:
-            self._resume(parked[0], now_ns)
-            return True
+            batch = next((batch for batch in parked if not self._is_busy(batch.slot)), None)
+            if batch is not None:
+                self._resume(batch, now_ns)
+            return batch is not None
         batch = self._form(tenant)
         if batch is None:
             return False
@@ -278,7 +280,7 @@ class Gate:
     def _send_ahead(self, tenant: Tenant) -> bool:
         """Have the tenant's next batch at its worker, to be the next to run, if it has one that can go."""
         parked = self._parked.get(tenant.view.name)
-        batch = parked[0] if parked else self._form(tenant, behind=True)
+        batch = parked[0] if parked else self._form(tenant, behind=self._is_all_ours(tenant))
         if batch is None:
             return False
         if not parked:
@@ -288,6 +290,15 @@ class Gate:
             self._parked[tenant.view.name] = [batch]
         self._next = batch
         return True
+
+    def _is_busy(self, slot: SlotLink) -> bool:
+        """Whether its worker is at another batch yet, which would take a turn that begins now for its own."""
+        return any(batch.slot is slot for batch in (*self._running, *self._overran))
+
+    def _is_all_ours(self, tenant: Tenant) -> bool:
+        """Whether workers have nothing of it but what has a turn here: all else may end in the turn of what follows."""
+        ours = sum(batch.tenant is tenant for batch in self._running)
+        return ours == sum(slot.batches for slot in tenant.slots if not slot.lost)
 
     def _form(self, tenant: Tenant, *, behind: bool = False) -> Batch | None:
         """Take its next batch out of its line; with *behind* also for a worker that has one already."""
@@ -344,16 +355,20 @@ class Gate:
             batch.began_ns = 0
         if batch in self._running:
             self._close_turn(batch, now_ns)
+        elif batch in self._overran:
+            del self._overran[batch]
+        else:
+            return
+        if self._turn_ns and batch.tenant.gate is self:
+            batch.slot.page.revoke()
 
     def _close_turn(self, batch: Batch, now_ns: int) -> None:
         del self._running[batch]
         if not self._running:
             self._free_ns = now_ns
-        if self._turn_ns and batch.tenant.gate is self:
-            batch.slot.page.revoke()
 
     def _take_away(self, batch: Batch, now_ns: int) -> None:
-        """Its turn is over; it runs on, and is charged for it."""
+        """Its turn is over; it runs on, and is charged for it. It is to yield yet, and its page says so by its time."""
         self._close_turn(batch, now_ns)
         self._overran[batch] = None
 
@@ -374,6 +389,13 @@ class Gate:
 
     # --- who keeps it for too long ---------------------------------------------------------------------------------
 
+    def _is_kept_from_others(self, batch: Batch) -> bool:
+        """Whether somebody could run instead of it: who waits for a worker, or for its slot's end, could not."""
+        hung = {each.tenant.view.name for each in self._overran} if self.device.strict else set()
+        others = self._woken - hung - {batch.tenant.view.name}
+        waiting = [line for name in others for line in self._tenants[name].waiting]
+        return not others.isdisjoint(self._parked) or any(not slot.batches for line in waiting for slot in line.slots)
+
     def _watch(self) -> None:
         if not self._watching:
             self._watching = True
@@ -387,10 +409,13 @@ class Gate:
         if self._heirs and now_ns >= self._heirs_until_ns:
             self._heirs.clear()
         for batch in list(self._running):
-            is_wanted = not self._woken <= {batch.tenant.view.name}
-            if is_wanted and batch.pressed_ns and now_ns - batch.pressed_ns >= self._hard_ns:
+            if not self._is_kept_from_others(batch):
+                batch.pressed_ns = batch.pressed_ns if not self.device.strict else 0
+            elif not batch.pressed_ns:
+                batch.pressed_ns = now_ns
+            elif now_ns - batch.pressed_ns >= self._hard_ns:
                 self._take_away(batch, now_ns)
-                if self.device.strict:
+                if self.device.strict and batch.tenant.gate is self:
                     self._on_overrun(batch)
         self._take_turns()
         if self._running or self._heirs:

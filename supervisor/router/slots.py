@@ -106,7 +106,8 @@ class SlotLink:
         self._zmq_ready = False
         self._cut = False
         self.page = LeasePage(folder / leasepage.NAME)  # first: a worker that connects finds it
-        self.had_turn = self.page.state == Turn.HELD  # of a router before this one
+        # Of a router before this one, which may have let it run alone, too.
+        self.had_turn = self.page.is_old and self.page.state != Turn.WAIT and view.state != "loading"
         if not self.had_turn:
             self.page.free()
         self._listener = _listen(folder / "fd.sock")

@@ -42,6 +42,19 @@ def test_the_reader_sees_what_was_written(path: Path) -> None:
     page.close()
 
 
+def test_a_turn_may_end_earlier(path: Path) -> None:
+    """Its epoch is the same; never later; and who was free has one from then on."""
+    page = LeasePage(path)
+    view = LeaseView.open(str(path))
+    page.end_by(50)
+    assert (split_word(view.words[0]), view.words[1]) == ((Turn.HELD, 1), 50)
+    page.end_by(20)
+    page.end_by(70)
+    assert (split_word(view.words[0]), view.words[1]) == ((Turn.HELD, 1), 20)
+    assert (page.is_over(19), page.is_over(20)) == (False, True)
+    page.close()
+
+
 def test_the_next_writer_goes_on_where_the_last_one_was(path: Path) -> None:
     """Also when that one was killed: what it wrote is in the file."""
     page = LeasePage(path)
@@ -50,6 +63,7 @@ def test_the_next_writer_goes_on_where_the_last_one_was(path: Path) -> None:
     page.close()
     page.grant(1)  # into nothing
     again = LeasePage(path)
+    assert (page.is_old, again.is_old) == (False, True)
     assert (again.state, again.epoch, again.is_over(98), again.is_over(99)) == (Turn.HELD, 7, False, True)
     again.close()
 

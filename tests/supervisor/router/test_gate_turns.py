@@ -10,6 +10,7 @@ from bedsit.ipc.snapshot import DeviceView
 from tests_support.gatesim import HARD_MS, MS, TURN_MS, Box, Tenant
 
 CORE = DeviceView("core", 1, TURN_MS, HARD_MS)
+HARD_NS = int(HARD_MS * MS)
 OTHER = DeviceView("other", 1, TURN_MS, HARD_MS)
 
 
@@ -108,3 +109,65 @@ def test_each_piece_is_charged_once(box: Box) -> None:
     flow = box.gates["core"]._queue.statistics()["acme"]
     assert flow.running == 0
     assert 0 < flow.served_ns <= acme.line.turns_ns - before
+
+
+def test_a_turn_that_is_to_end_before_its_batch_began_is_no_overrun(box: Box) -> None:
+    """A worker that has not looked yet begins all the same, and gives way at its first chance."""
+    acme, beta = box.add("acme", "core", service_class="batch"), box.add("beta", "core", service_class="realtime")
+    box.ask(acme, 5 * MS, MS)
+    box.ask(beta, MS)
+    box.settle_down()
+    assert (acme.answered, beta.answered, box.overruns) == (1, 1, 0)
+
+
+def test_who_waits_for_a_worker_of_its_own_ends_nobody(box: Box) -> None:
+    """What is kept from somebody who could not use it is not kept for too long."""
+    acme, beta = box.add("acme", "core"), box.add("beta", "core", slots=0)
+    box.ask(acme, 5 * HARD_NS)
+    box.ask(beta, MS)
+    go_on(box, lambda: acme.answered)
+    assert box.overruns == 0
+    box.ask(acme, 5 * HARD_NS)
+    go_on(box, lambda: is_running(acme))
+    box.add_slot(beta)
+    box.pump_all()
+    go_on(box, lambda: beta.answered)
+    assert box.overruns == 1
+
+
+@pytest.mark.parametrize("device", ["core", ""])
+def test_the_next_router_waits_for_who_ran_alone(tmp_path: Path, device: str) -> None:
+    """A page that says FREE, too, may be that of a worker that is at something; none says for ever that it is over."""
+    box = Box(tmp_path, [CORE, DeviceView("", 1, 0.0, HARD_MS, strict=False)])
+    acme, beta = box.add("acme", "core"), box.add("beta", "core")
+    box.ask(beta, MS)
+    box.ask(acme, MS)
+    box.settle_down()
+    box.ask(acme, 50 * MS)
+    go_on(box, lambda: is_running(acme))
+    if not device:
+        box.ask(beta, MS)  # so that it has a turn
+    for tenant in (acme, beta):
+        tenant.gate = box.gates[device]  # as the daemon says while there is no router
+    box.restart()
+    box.ask(beta, MS)
+    go_on(box, lambda: is_running(beta) or beta.answered == 2)
+    assert device == "" or not is_running(acme)
+    box.ask(acme, MS)
+    box.settle_down()
+    assert (acme.answered, beta.answered) == (2, 2)
+    box.close()
+
+
+def test_one_worker_has_one_turn_at_a_time(tmp_path: Path) -> None:
+    """On a device with room for two, what was sent behind a batch waits for that one's end."""
+    box = Box(tmp_path, [DeviceView("wide", 2, TURN_MS, HARD_MS)])
+    acme, beta = box.add("acme", "wide"), box.add("beta", "wide")
+    gamma = box.add("gamma", "wide", slots=0)
+    box.ask(gamma, MS)  # waits for a worker
+    box.ask(acme, 20 * MS)
+    box.ask(beta, MS)
+    box.ask(acme, MS)
+    go_on(box, lambda: acme.answered == 2 and beta.answered == 1)
+    assert box.overruns == 0
+    box.close()

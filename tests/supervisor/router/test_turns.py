@@ -278,7 +278,7 @@ def test_a_realtime_request_ends_a_turn_of_others(plane: Any, shared: dict[str, 
     plane.change("beta", service_class="realtime")
     acme, held, beta, ahead = _begin_both(shared)
 
-    assert acme.turn == Turn.WAIT
+    assert acme.page.words[1] <= time.monotonic_ns()
     acme.give_up()
     beta.hear_resume()
     beta.answer(ahead)
@@ -351,6 +351,22 @@ def test_the_next_router_goes_on_counting(plane: Any, shared: dict[str, Player])
     beta.next_rid()
     assert acme.epoch > epoch
     acme.answer(held)
+
+
+def test_the_next_router_waits_for_who_ran_alone(plane: Any, shared: dict[str, Player]) -> None:
+    """A page that says FREE may be that of a worker that is at something; the others wait for it as for a turn."""
+    acme, beta = shared.values()
+    acme.ask(1)
+    acme.worker.next_request()
+    assert acme.turn == Turn.FREE
+    plane.stop_router(signal.SIGKILL)
+    plane.start_router()
+    assert acme.turn == Turn.WAIT
+    beta.come_back()
+    began = time.monotonic()
+    beta.ask(1)
+    beta.answer(beta.next_rid())
+    assert time.monotonic() - began > HARD_MS / 2e3
 
 
 def test_the_page_is_its_owners_to_write(plane: Any, shared: dict[str, Player]) -> None:

@@ -43,6 +43,10 @@ class Clock:
         """As the router's loop has it."""
         self._timers.append((self.now_ns + int(delay_s * 1e9), next(self._order), callback))
 
+    def forget(self) -> None:
+        """Nobody is there to be called any more."""
+        self._timers.clear()
+
     def is_due(self) -> bool:
         return any(at_ns <= self.now_ns for at_ns, _, _ in self._timers)
 
@@ -57,8 +61,13 @@ class Clock:
 class Line:
     """What a gate asks of a line, with what it measures."""
 
+    owner: "Tenant"
     cost_ns: int = 0
     turns_ns: int = 0
+
+    @property
+    def slots(self) -> "list[Slot]":
+        return [slot for slot in self.owner.slots if not slot.lost and not slot.is_away]
 
 
 @dataclass(frozen=True)
@@ -91,13 +100,15 @@ class Tenant:
     view: View
     queue: deque[Work] = field(default_factory=deque)
     slots: list["Slot"] = field(default_factory=list)
-    line: Line = field(default_factory=Line)
     gate: Gate | None = None
     answered: int = 0
 
+    def __post_init__(self) -> None:
+        self.line = Line(self)
+
     @property
-    def waiting(self) -> bool:
-        return bool(self.queue)
+    def waiting(self) -> list[Line]:
+        return [self.line] if self.queue else []
 
 
 class Slot:
@@ -226,6 +237,8 @@ class Box:
         self._made: list[Slot] = []
         self.gates = {device.name: self._make_gate(device) for device in devices}
         self.overran: list[Batch] = []
+        self.overruns = 0
+        self.strangers: set[Batch] = set()  # under way when their tenants moved
         self.misbehaved = 0
         self._numbers = itertools.count()
 
@@ -252,6 +265,7 @@ class Box:
         """As ``Dispatch.update`` does."""
         gate = self.gates.get(device)
         if tenant.gate is not gate:
+            self.strangers |= {batch for slot in tenant.slots for batch in slot.in_flight}
             if tenant.gate is not None:
                 tenant.gate.remove(tenant.view.name)
             if gate is not None:
@@ -305,6 +319,7 @@ class Box:
 
     def restart(self) -> None:
         """Another router finds the pages as they are; nothing else of the old one is left."""
+        self.clock.forget()
         devices = [gate.device for gate in self.gates.values()]
         self.gates = {device.name: self._make_gate(device) for device in devices}
         for tenant in self.tenants.values():
@@ -319,7 +334,7 @@ class Box:
             slot.outbound.clear()
             slot.worker.router_left = slot.is_away = not slot.lost
             gate = slot.tenant.gate
-            if gate is not None and slot.page.state == Turn.HELD:
+            if gate is not None and slot.page.state != Turn.WAIT:
                 gate.inherit(slot)  # type: ignore[arg-type]
             else:
                 slot.page.free()
@@ -374,7 +389,7 @@ class Box:
         batch.slot.batches -= 1
 
     def _form_next(self, tenant: Any, at_once: int) -> Batch | None:
-        free = [slot for slot in tenant.slots if not slot.lost and not slot.is_away and slot.batches < at_once]
+        free = [slot for slot in tenant.line.slots if slot.batches < at_once]
         if not tenant.queue or not free:
             return None
         slot = min(free, key=lambda slot: slot.batches)
@@ -382,6 +397,7 @@ class Box:
 
     def _overrun(self, batch: Batch) -> None:
         self.overran.append(batch)
+        self.overruns += 1
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -414,11 +430,16 @@ class Box:
             self.come_back(slot)
 
     def list_executing(self, gate: Gate) -> list[Batch]:
-        """What workers compute now, of the tenants that take turns at a gate."""
+        """What workers compute in turns: all that was begun here, but for what had its time and was taken away."""
         return [
             slot.worker.batch
             for slot in self.slots
-            if slot.worker.state == "running" and slot.worker.batch is not None and slot.tenant.gate is gate
+            if slot.worker.state == "running"
+            and slot.tenant.gate is gate
+            and slot.worker.batch is not None
+            and slot.worker.batch not in self.strangers
+            and slot.worker.batch not in gate._overran
+            and (not slot.is_away or slot in gate._heirs)  # type: ignore[comparison-overlap]
         ]
 
     def settle_down(self, steps: int = 20_000) -> None:
