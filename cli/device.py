@@ -8,6 +8,7 @@ from bedsit.cli.box import Box
 from bedsit.cli.command import make_noun, verb
 from bedsit.cli.complete import complete_devices
 from bedsit.cli.partition import app as partition
+from bedsit.cli.seat import describe_memory
 from bedsit.cli.table import Column, Row, field
 from bedsit.cli.text import describe_place, format_mib, format_size
 
@@ -153,6 +154,7 @@ def _fields(row: Row) -> list[tuple[str, object]]:
         ("environment", _join([f"{name}={value}" for name, value in env.items()] if isinstance(env, dict) else None)),
         ("can", _join(row.get("capabilities"))),
     ]
+    fields += [(f"memory of {each.get('tenant')}", describe_memory(each)) for each in row.get("tenants_memory") or ()]
     if gpu:
         fields += [
             ("pci", gpu.get("pci")),

@@ -18,7 +18,7 @@ Device = Annotated[
     ),
 ]
 GpuMemory = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="GPU memory that it needs for its data; or any: its part of the GPU.")
+    str | None, typer.Option(metavar="SIZE", help="GPU memory for the data of each slot; or any: its part of the GPU.")
 ]
 GpuType = Annotated[str | None, typer.Option(metavar="WORDS", help="Words of the GPU's name, as H200; or any.")]
 Near = Annotated[
@@ -77,6 +77,20 @@ def describe_seat(tenant: Row) -> str | None:
         return None
     trouble = tenant.get("seat_trouble")
     return f"{seat.get('text')} ({trouble})" if trouble else str(seat.get("text"))
+
+
+def describe_memory(part: object) -> str | None:
+    """``soft, 1.2 of 4.5 GiB used``; of several slots what they use together, and what each may."""
+    if not isinstance(part, dict):
+        return None
+    slots, limit = part.get("slots") or 1, format_size(part.get("limit_bytes"))
+    each = f"{slots} x {limit}" if slots != 1 else limit
+    return f"{part.get('held')}, {format_size(part.get('used_bytes'))} of {each} used"
+
+
+def explain_memory(part: object) -> str | None:
+    """What that kind of limit means."""
+    return str(part.get("means")) if isinstance(part, dict) else None
 
 
 def describe_trust(tenant: Row) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 from bedsit.cli.box import Box
 from bedsit.cli.command import make_app, verb
 from bedsit.cli.device import describe_devices
+from bedsit.cli.seat import describe_memory
 from bedsit.cli.table import Row
 from bedsit.cli.tenant import describe_walls
 from bedsit.cli.text import format_duration
@@ -51,6 +52,8 @@ def _tenant(row: Row) -> str:
     parts = [str(row.get("state")), f"{row.get('models')} models", f"{row.get('restarts')} restarts"]
     if row.get("last_cause"):
         parts.append(f"last: {row.get('last_cause')}")
+    if row.get("gpu_memory"):
+        parts.append(f"GPU memory {describe_memory(row.get('gpu_memory'))}")
     if row.get("walls"):
         parts.append(f"walls {describe_walls(row.get('walls'), row.get('walls_age_s'))}")
     return ", ".join(parts)

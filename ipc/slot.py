@@ -28,7 +28,7 @@ class Report(IntEnum):
     FAILED = 2  # the text is "code\nmessage"
     SERVING = 3  # everything is loaded and the lanes are connected
     PROGRESS = 4  # the text is a phase, for people
-    READY = 5  # blank, and the device that the slot was born for works
+    READY = 5  # blank, and the device that the slot was born for works; the text is what does not, if anything
 
 
 class ModelToLoad(NamedTuple):
@@ -85,6 +85,7 @@ class Word(IntEnum):
     MEET = 4  # router → worker: connect to the ZeroMQ lane as well
     RESUME = 5  # router → worker: look at the lease page
     YIELD = 6  # worker → router: the turn of that epoch is over, and its batch is not
+    END = 7  # worker → router: the batch of that epoch has run; its answers follow
 
 
 class Note(NamedTuple):

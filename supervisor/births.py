@@ -14,14 +14,21 @@ from bedsit.supervisor.needs import Needs
 
 #: In the environment of a slot that was born for a device, beside what the device itself wants there: which one it is.
 DEVICE_VARIABLE: Final = "BEDSIT_DEVICE"
+#: And how many bytes of it torch may have for tensors, where that is not the device's business.
+MEMORY_VARIABLE: Final = "BEDSIT_DEVICE_MEMORY"
 
 
 @dataclass(frozen=True)
 class Birth:
-    """What a slot is born as. *device* names a GPU or a part of one; empty for a slot that has no more than cores."""
+    """What a slot is born as. *device* names a GPU or a part of one; empty for a slot that has no more than cores.
+
+    *memory_bytes*: how much it may have of a GPU that several take turns on, with its context; 0 where it is the
+    device's size that holds it.
+    """
 
     profile: Profile = "standard"
     device: str = ""
+    memory_bytes: int = 0
 
 
 #: What the pool holds.

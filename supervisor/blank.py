@@ -11,7 +11,7 @@ from bedsit.sandbox.nodes import Node, find_nodes
 from bedsit.sandbox.seccomp import compile_filter
 from bedsit.supervisor.births import DEVICE_VARIABLE, Birth, NeedsOf
 from bedsit.supervisor.log import get_log
-from bedsit.supervisor.reports import read_failure
+from bedsit.supervisor.reports import clean_text, read_failure
 
 #: The interpreter that a blank slot shares with the zygote needs a small part of it.
 BLANK: Final = Limits(memory_bytes=256 << 20, pids_max=64, cpus=1.0)
@@ -19,6 +19,7 @@ BLANK: Final = Limits(memory_bytes=256 << 20, pids_max=64, cpus=1.0)
 BLANK_ON_DEVICE: Final = Limits(memory_bytes=2 << 30, pids_max=128, cpus=1.0)
 #: A context takes 0.2 to 0.8 s, several at once too; the first on a card that slept takes longer.
 _DEVICE_S: Final = 30.0
+_MAX_NOTE: Final = 200
 
 
 def limit_blank(birth: Birth) -> Limits:
@@ -49,11 +50,15 @@ async def find_device(birth: Birth, needs_of: NeedsOf, root: str) -> tuple[tuple
     return find_nodes(needs.device_nodes, root), {**needs.env, DEVICE_VARIABLE: birth.device}
 
 
-async def await_device(word: Awaitable[bytes], device: str) -> None:
-    """Wait for what the blank worker says of its device. Raises ``device.degraded`` unless that is: it works."""
+async def await_device(word: Awaitable[bytes], device: str) -> str:
+    """Wait for what the blank worker says of its device; gives what it lacks, if anything.
+
+    Raises ``device.degraded`` unless the device works.
+    """
     try:
         kind, _, text = decode_report(await asyncio.wait_for(word, _DEVICE_S))
     except TimeoutError:
         raise error("device.degraded", f"device {device} did not answer within {_DEVICE_S:g} s") from None
     if kind != Report.READY:
         raise error("device.degraded", read_failure(text).message, "what is wrong with it: bedsit device list")
+    return clean_text(text[:_MAX_NOTE])

@@ -3,7 +3,7 @@
     exit      it ended by itself, with a status
     signal    a signal ended it: its own fault, or somebody's on the box
     seccomp   it made a system call that the jail kills for
-    oom       the kernel ended it at its memory limit
+    oom       the kernel ended it at its memory limit, or we did far above that of its GPU
     pids      it ended because it could have no more processes
     timeout   we ended it: it was not ready, or not done, in time
     killed    we ended it for another reason

@@ -51,6 +51,8 @@ from bedsit.supervisor.holdings import Holding, list_holdings
 from bedsit.supervisor.ledger import Ledger
 from bedsit.supervisor.lifecycle import House
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.memory.holder import Holder
+from bedsit.supervisor.memory.watcher import Watcher
 from bedsit.supervisor.meter import Look
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
@@ -86,6 +88,7 @@ class Daemon:
         self._failure: BaseException | None = None
         self._desk: Desk
         self._look: Look
+        self._watcher: Watcher
 
     async def run(self, notifier: Notifier) -> None:
         """Come up, serve, go. Raises BedsitError before anything was changed when it cannot come up."""
@@ -103,7 +106,9 @@ class Daemon:
             desk.events.add("daemon.started", f"bedsit {bedsit.__version__}, pid {os.getpid()}")
             self.feed(on.Begin())
             notifier.tell("READY=1", f"STATUS=serving {len(desk.house.tenants)} tenants")
-            for endless in (self._watch(notifier), self._look.run(), desk.partitions.run(), desk.devices.run()):
+            partitions, devices, books = desk.partitions, desk.devices, desk.books
+            works = self._look.run, self._watcher.run, partitions.run, devices.run, books.run
+            for endless in (self._watch(notifier), *(work() for work in works)):
                 task = loop.create_task(endless)
                 undo.callback(task.cancel)
                 task.add_done_callback(self._hear_end)
@@ -230,6 +235,14 @@ class Daemon:
             router_uid=router_uid,
             now=now_text,
         )
+        devices = Devices(
+            lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
+            unit=folders.nvml_socket if units else None,
+            shared=config.devices.shared_cores,
+            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
+        )
+        undo.push_async_callback(devices.close)
+        memory = Holder(devices, backend, lambda slot, text: events.add("memory.unlimited", text, slot=slot))
         operations = Operations()
         slots = Slots(
             room,
@@ -239,6 +252,7 @@ class Daemon:
             lambda live, stats: _hear_of_end(books, devices, live, stats),
             lambda device: usher.find_needs(device),  # noqa: PLW0108 - made below
             lambda record: usher.slot_stuck(record),  # noqa: PLW0108 - so is this
+            memory,
         )
         undo.push_async_callback(zygotes.close, stop=False)
         undo.push_async_callback(slots.close)
@@ -247,14 +261,7 @@ class Daemon:
         publisher = Publisher(config, folders, router_gid, registry, house, slots, control.send_snapshot)
         timers = Timers(lambda timer: self.feed(on.TimerFired(timer)))
         undo.callback(timers.stop_all)
-        devices = Devices(
-            lambda change: events.add(change.kind, f"{change.device}: {change.text}"),
-            unit=folders.nvml_socket if units else None,
-            shared=config.devices.shared_cores,
-            looked=lambda: usher.look(),  # noqa: PLW0108 - made below
-        )
-        undo.push_async_callback(devices.close)
-        usher = Usher(registry, devices, house, slots, config.devices, self.feed)
+        usher = Usher(registry, devices, house, slots, config.devices, self.feed, memory.contexts)
         partitions = Partitions(
             devices,
             read_partitions(config.devices.partitions),
@@ -267,6 +274,7 @@ class Daemon:
         undo.callback(ledger.close)
         books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots), self.feed)
         control.hear_usage = books.hear
+        self._watcher = Watcher(devices, slots, backend, partial(_tell_over, events), self.feed)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
         effects = Effects(
             registry=registry,
@@ -368,6 +376,10 @@ def _hear_of_end(books: Books, devices: Devices, live: LiveSlot, stats: Stats | 
     """Nothing runs in a slot any more."""
     books.slot_ended(live, stats)
     devices.unstick(live.record.slot)
+
+
+def _tell_over(events: Events, tenant: str, slot: str, text: str) -> None:
+    events.add("memory.over", text, tenant, slot)
 
 
 def _list_holdings(usher: Usher, slots: Slots) -> Iterable[Holding]:

@@ -14,6 +14,7 @@ from typing import Final
 #: Part of the time that a tenant may compute out of turn, and how often in a row it may be more.
 _ALLOWED: Final = 0.1
 _TIMES: Final = 2
+_LEAST_US: Final = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,26 @@ class Evasion:
     _times: dict[str, int] = field(default_factory=dict)
 
     def judge(self, now_us: int, counts: Mapping[str, Count]) -> dict[str, float]:
-        """Tenants that compute out of turn, each with the part of the time in which it did."""
+        """Tenants that compute out of turn, each with the part of the time in which it did.
+
+        Nothing is said of a time so short that two clocks which are not read at once would matter.
+        """
         found: dict[str, float] = {}
+        kept: dict[str, tuple[int, Count]] = {}
         for name, count in counts.items():
             at_us, before = self._before.get(name, (now_us, count))
-            took_us = (count.cpu_us - before.cpu_us) - (count.turns_us - before.turns_us)
             passed_us = now_us - at_us
-            is_much = before.of == count.of and passed_us > 0 and took_us > _ALLOWED * passed_us
-            self._times[name] = self._times.get(name, 0) + 1 if is_much else 0
-            if self._times[name] >= _TIMES:
-                self._times[name] = 0
-                found[name] = took_us / passed_us
-        self._before = {name: (now_us, count) for name, count in counts.items()}
+            if before.of != count.of or not passed_us:
+                kept[name], self._times[name] = (now_us, count), 0
+            elif passed_us < _LEAST_US:
+                kept[name] = at_us, before
+            else:
+                kept[name] = now_us, count
+                took_us = (count.cpu_us - before.cpu_us) - (count.turns_us - before.turns_us)
+                self._times[name] = self._times.get(name, 0) + 1 if took_us > _ALLOWED * passed_us else 0
+                if self._times[name] >= _TIMES:
+                    self._times[name] = 0
+                    found[name] = took_us / passed_us
+        self._before = kept
         self._times = {name: times for name, times in self._times.items() if name in counts}
         return found

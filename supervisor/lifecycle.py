@@ -186,6 +186,10 @@ class House:
                     if news.told is not None:
                         self._tell(news.told, text, slot)
                     self._died(slot, "hung", Cause("timeout", text))
+            case on.SlotExceeded(text=text):
+                if slot.tenant is not None and slot.state in ("loading", "serving", "draining"):
+                    self._tell("memory.exceeded", text, slot)
+                    self._died(slot, "exceeded", Cause("oom", text))
             case on.SlotLost(blame=blame):
                 slot.blame = slot.blame or blame
                 tenant = self.tenants.get(slot.tenant or "")

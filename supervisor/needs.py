@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox.cgroup.cores import format_cores
-from bedsit.supervisor.devices.model import Box, Slice
+from bedsit.supervisor.devices.model import Box, Gpu, Slice
 from bedsit.supervisor.placement.cards import find_place
 from bedsit.supervisor.placement.seating import Seat
 
@@ -55,6 +55,13 @@ def needs_of_device(device: str, box: Box) -> Needs:
     raise _degraded(f"{device} is not there", "see: bedsit device list")
 
 
+def find_slice(seat: Seat, gpu: Gpu) -> Slice | None:
+    """What of *gpu* a seat on it is: all of it, or the MIG device at its place, if there is one."""
+    if seat.placed is None:
+        return gpu.slices[0] if gpu.mig != "on" else None
+    return next((part for part in gpu.slices if part.kind == "mig" and find_place(part, gpu) == seat.placed), None)
+
+
 def _check_cores(seat: Seat, box: Box) -> None:
     """Cores that are shared may not have become others', nor those that are one tenant's shared ones."""
     parts = box.shared if seat.is_shared else box.cpus
@@ -86,9 +93,7 @@ def _find_part(seat: Seat, box: Box) -> Slice:
         raise _degraded(f"{name}: {gpu.trouble.what}", gpu.trouble.mend)
     if seat.placed is None and gpu.mig == "on":
         raise _degraded(f"{name} is cut by MIG now", "turn MIG off, or let the tenant ask for something else")
-    if seat.placed is None:
-        return gpu.slices[0]
-    part = next((part for part in gpu.slices if part.kind == "mig" and find_place(part, gpu) == seat.placed), None)
+    part = find_slice(seat, gpu)
     if part is None:
         raise _degraded(f"{name} has no MIG device with {seat.placed}", "make it again (nvidia-smi mig -cgi)")
     return part

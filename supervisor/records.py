@@ -13,6 +13,7 @@ from bedsit.sandbox.jail.context import Profile
 from bedsit.sandbox.nodes import Node
 from bedsit.supervisor.atomic import write_atomically
 from bedsit.supervisor.births import Birth
+from bedsit.supervisor.memory.kinds import Held
 from bedsit.supervisor.placement.seating import Seat
 
 VERSION: Final = 2
@@ -40,6 +41,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile = "standard"
     #: The slice that it was born for, if any, and the nodes that it has for that.
     device: str = ""
+    #: How much it may have of a GPU that others are on, too, and who holds it to that ("": it is on none).
+    memory_bytes: int = 0
+    held: Held = ""
     nodes: tuple[Node, ...] = ()
     #: The version of the wire that its worker speaks; 2 before this was written down.
     wire: int = 2
@@ -55,7 +59,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def birth(self) -> Birth:
         """What it was born as."""
-        return Birth(self.profile, self.device)
+        return Birth(self.profile, self.device, self.memory_bytes)
 
 
 class Places(msgspec.Struct, frozen=True):

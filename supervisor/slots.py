@@ -28,6 +28,8 @@ from bedsit.supervisor.births import ORDINARY, Birth, NeedsOf, know_no_device
 from bedsit.supervisor.blank import await_device, compile_filters, find_device, limit_blank
 from bedsit.supervisor.causes import classify
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.memory.holder import Holder
+from bedsit.supervisor.memory.kinds import Held
 from bedsit.supervisor.placement.seating import Seat
 from bedsit.supervisor.records import Phase, Record
 from bedsit.supervisor.reports import clean_text, read_failure
@@ -49,8 +51,8 @@ class Slots:
     """All slots that run.
 
     *feed* hears what becomes of them, *progress* what their workers say while they load, *refused* the numbers of
-    system calls that are on no list, *ended* what one had used when nothing ran in it any more, *stuck* of one that does
-    not end. *needs_of* knows what a device takes.
+    system calls that are on no list, *ended* what one had used when nothing ran in it any more, *stuck* of one that
+    does not end. *needs_of* knows what a device takes, *memory* holds slots to their part of it.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Slots:
         ended: Callable[[LiveSlot, Stats | None], object] = lambda _live, _stats: None,
         needs_of: NeedsOf = know_no_device,
         stuck: Callable[[Record], None] = lambda _record: None,
+        memory: Holder | None = None,
     ) -> None:
         self._room = room
+        self._memory = memory
         self._needs_of = needs_of
         self._stuck = stuck
         self._refused = refused
@@ -134,6 +138,7 @@ class Slots:
         undo.push_async_callback(self._clear, slot, init_uid)  # one verb undoes everything below, in the right order
         room.backend.create(slot, nodes)
         room.backend.set_limits(slot, limits)
+        held: Held = await self._memory.hold(slot, birth) if self._memory else ""
         folder = room.folders.slot(slot)
         folder.mkdir(0o700)
         os.chown(folder, room.router_uid, init_uid + 1)
@@ -159,7 +164,7 @@ class Slots:
                 "profile": birth.profile,
                 **compile_filters(birth),
                 "nodes": nodes,
-                "env": env,
+                "env": env | self._memory.describe(birth) if self._memory else env,
                 "fds": ["listener", "build", "group", *("join" for _ in joins)],
             }
             generation = room.zygotes.current.generation if room.zygotes.current else 0
@@ -178,6 +183,8 @@ class Slots:
             started_at=room.now(),
             profile=birth.profile,
             device=birth.device,
+            memory_bytes=birth.memory_bytes,
+            held=held,
             nodes=nodes,
             wire=wire.VERSION,
             proven=tuple(reply["proven"]),
@@ -189,7 +196,9 @@ class Slots:
         live.device = asyncio.get_running_loop().create_future() if birth.device else None
         await self._connect(live, nonce="")
         if live.device is not None:
-            await await_device(live.device, birth.device)
+            lacks = await await_device(live.device, birth.device)
+            if self._memory is not None:
+                await self._memory.meet(slot, birth, lacks)
         self._measure(live.record)
         room.records.save(record)  # before the commit: a committed slot without a record would be a stranger
         os.write(commit_write, b"C" + nonce.encode())
@@ -433,6 +442,8 @@ class Slots:
             if slot in self.ending:
                 self._stuck(self.ending[slot])
         empty()
+        if self._memory is not None:
+            await self._memory.let_go(slot)
         for _ in range(_REMOVE_TRIES):  # an ended process may hold its v1 groups until its parent has reaped it
             try:
                 backend.remove(slot)

@@ -59,7 +59,7 @@ class TenantSet:
     @property
     def birth(self) -> Birth:
         """What its slots are born as."""
-        return Birth(self.profile, self.seat.device if self.seat else "")
+        return Birth(self.profile, self.seat.device, self.seat.slot_bytes) if self.seat else Birth(self.profile)
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,14 @@ class SlotHung:
 
 
 @dataclass(frozen=True)
+class SlotExceeded:
+    """It has more of its GPU's memory than it may, as *text* says. From who watches that."""
+
+    slot: str
+    text: str
+
+
+@dataclass(frozen=True)
 class SlotDrained:
     """No request of a draining slot is left. From the router."""
 
@@ -243,7 +251,18 @@ class ShutDown:
 
 
 #: What is said of one slot, and means nothing once the slot is gone.
-SlotNews = SlotBuilt | SlotRefused | ModelsLoaded | LoadFailed | SlotDied | SlotLost | SlotHung | SlotDrained | SlotGone
+SlotNews = (
+    SlotBuilt
+    | SlotRefused
+    | ModelsLoaded
+    | LoadFailed
+    | SlotDied
+    | SlotLost
+    | SlotHung
+    | SlotExceeded
+    | SlotDrained
+    | SlotGone
+)
 
 Stimulus = (
     Begin

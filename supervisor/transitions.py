@@ -22,6 +22,7 @@ SlotEvent = Literal[
     "drained",  # says the router
     "died",  # says the kernel
     "hung",  # says the router: a call runs for too long
+    "exceeded",  # says the driver: it has too much of its GPU's memory
     "abandoned",  # nobody needs it any more
     "gone",  # its cgroup is empty
 ]
@@ -30,20 +31,23 @@ Outcome = SlotState | Literal["gone", "ignored", "rejected"]
 STATES: Final[tuple[SlotState, ...]] = get_args(SlotState)
 EVENTS: Final[tuple[SlotEvent, ...]] = get_args(SlotEvent)
 #: Events that someone we do not believe can cause.
-HOSTILE: Final[frozenset[SlotEvent]] = frozenset({"loaded", "load_failed", "drained", "died", "overdue", "hung"})
+HOSTILE: Final[frozenset[SlotEvent]] = frozenset(
+    {"loaded", "load_failed", "drained", "died", "overdue", "hung", "exceeded"}
+)
 
 # fmt: off
 DIES: Final = "dying"
 LATE: Final = "ignored"
+GONE: Final = "gone"
 NO: Final = "rejected"
 _ROWS: Final[Mapping[SlotState, tuple[Outcome, ...]]] = {
-    #            built    refused taken      loaded     failed overdue superseded  drained died  hung  aband. gone
-    "building": ("blank", DIES,   NO,        LATE,      LATE,  LATE,   NO,         LATE,   DIES, LATE, DIES,  NO),
-    "blank":    (NO,      NO,     "loading", LATE,      LATE,  LATE,   NO,         LATE,   DIES, LATE, DIES,  NO),
-    "loading":  (NO,      NO,     NO,        "serving", DIES,  DIES,   DIES,       LATE,   DIES, LATE, DIES,  NO),
-    "serving":  (NO,      NO,     NO,        LATE,      LATE,  LATE,   "draining", LATE,   DIES, DIES, DIES,  NO),
-    "draining": (NO,      NO,     NO,        LATE,      LATE,  DIES,   LATE,       DIES,   DIES, DIES, DIES,  NO),
-    "dying":    (LATE,    LATE,   NO,        LATE,      LATE,  LATE,   LATE,       LATE,   LATE, LATE, LATE,  "gone"),
+    #             built    refus. taken      loaded     failed overd. superseded  drain. died  hung  exc.  aband. gone
+    "building": ("blank", DIES,  NO,        LATE,      LATE,  LATE,  NO,         LATE,  DIES, LATE, LATE,  DIES,  NO),
+    "blank":    (NO,      NO,    "loading", LATE,      LATE,  LATE,  NO,         LATE,  DIES, LATE, LATE,  DIES,  NO),
+    "loading":  (NO,      NO,    NO,        "serving", DIES,  DIES,  DIES,       LATE,  DIES, LATE, DIES,  DIES,  NO),
+    "serving":  (NO,      NO,    NO,        LATE,      LATE,  LATE,  "draining", LATE,  DIES, DIES, DIES,  DIES,  NO),
+    "draining": (NO,      NO,    NO,        LATE,      LATE,  DIES,  LATE,       DIES,  DIES, DIES, DIES,  DIES,  NO),
+    "dying":    (LATE,    LATE,  NO,        LATE,      LATE,  LATE,  LATE,       LATE,  LATE, LATE, LATE,  LATE,  GONE),
 }
 # fmt: on
 TRANSITIONS: Final[Mapping[tuple[SlotState, SlotEvent], Outcome]] = {

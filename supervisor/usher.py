@@ -4,8 +4,8 @@ A seat is written down with its tenant and kept: nobody is moved, whatever comes
 something else. It is taken until the last slot on it has ended, whoever it belongs to by then.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from bedsit.ipc.errors import BedsitError, error
@@ -42,6 +42,8 @@ class Usher:
     slots: Slots
     settings: DeviceSettings
     feed: Callable[[on.Stimulus], None]
+    #: What a context takes of each GPU, as far as that was measured.
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rules(self) -> Rules:
@@ -95,7 +97,8 @@ class Usher:
             for row in self.registry.tenants()
             if row.cores != NewTenant.cores and row.name != without
         }
-        return Seating(tuple(list_cards(box)), tuple(list_nodes(box, pinned)), tuple(self._residents(without)))
+        cards, nodes = tuple(list_cards(box, self.contexts)), tuple(list_nodes(box, pinned))
+        return Seating(cards, nodes, tuple(self._residents(without)))
 
     async def find_needs(self, device: str) -> Needs:
         """What a slot needs that is born for this device, once what there is has been looked at.

@@ -39,6 +39,7 @@ def read_wish(row: TenantRow | NewTenant, profiles: Collection[str] = ()) -> Req
         min_share=row.min_share,
         service_class=row.service_class,
         trusted=row.trusted,
+        slots=row.max_slots,
         profiles=profiles,
     )
 

@@ -12,7 +12,7 @@ from tests_support.leaks import MARK, find_leaks, keep, take_snapshot
 #: What a machine may lack that nobody can install; a skip for any other reason is a failure in CI.
 _CANNOT_BE_INSTALLED = (
     *("no NVIDIA GPU", "no cgroup2 controllers", "systemd is not running", "not root", "needs root"),
-    *("no such landlock in this kernel", "needs two cores"),
+    *("no such landlock in this kernel", "needs two cores", "needs loop devices"),
 )
 _FAILED = pytest.StashKey[bool]()
 

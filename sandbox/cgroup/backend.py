@@ -107,6 +107,15 @@ class CgroupBackend(Protocol):
     def open_join_fds(self, slot: str) -> list[int]:
         """Files of v1 hierarchies into which a process writes "0" to join, none on v2; the caller closes them."""
 
+    def group(self, slot: str) -> Path:
+        """The slot's cgroup2 folder, or where it would be. Raises ``cgroup.refused`` when it could be nowhere."""
+
+    def mark(self, slot: str, text: str) -> None:
+        """Write a word on the slot's cgroup2 group, for whoever comes later. Raises ``cgroup.refused``."""
+
+    def read_mark(self, slot: str) -> str:
+        """That word; empty where there is none, or no such group."""
+
     def procs(self, slot: str) -> list[int]:
         """Pids in the group; none when there is no such group."""
 

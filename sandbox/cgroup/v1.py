@@ -41,6 +41,9 @@ class V1Backend:
         self._folders = tuple(dict.fromkeys(self._roots.values()))  # controllers may share a hierarchy
         self._life = lifecycle
         self.procs = lifecycle.procs
+        self.group = lifecycle.folder
+        self.mark = lifecycle.mark
+        self.read_mark = lifecycle.read_mark
         self.freeze = lifecycle.freeze
         self.kill = lifecycle.kill
         self.populated = lifecycle.populated

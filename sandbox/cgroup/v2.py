@@ -27,6 +27,9 @@ class V2Backend:
         self._places = dict(places)
         self._life = lifecycle
         self.procs = lifecycle.procs
+        self.group = lifecycle.folder
+        self.mark = lifecycle.mark
+        self.read_mark = lifecycle.read_mark
         self.freeze = lifecycle.freeze
         self.kill = lifecycle.kill
         self.populated = lifecycle.populated

@@ -85,8 +85,8 @@ class Calls:
                 order.reply(_refuse(order, e))
         if not calls or not self._turns.begin():
             return  # nothing is left, or there is another router, which knows nothing of these
-        packets = [_run_one(*calls[0])] if len(calls) == 1 else _run_many(calls)
-        self._turns.end()  # first: with the last answer the router begins somebody's next turn
+        end = self._turns.end
+        packets = [_run_one(calls[0], end)] if len(calls) == 1 else _run_many(calls, end)
         for call, packet in zip(calls, packets, strict=True):
             call[0].reply(packet)
 
@@ -112,22 +112,30 @@ class Calls:
         return _Plan(model, find_places(model.manifest.inputs, refs, wire.body_at(len(raw))), regions)
 
 
-def _run_one(order: Order, plan: _Plan, arena: Mapped | None, inputs: list[torch.Tensor]) -> bytes:
-    """The answer to one request."""
+def _run_one(call: _Call, end: Callable[[], None]) -> bytes:
+    """The answer to one request. *end* is called when the model has run."""
+    order, plan, arena, inputs = call
     model = plan.model
     try:
         if not plan.regions:
-            return _pack(order, plan, arena, model.run(inputs))
+            return _pack(order, plan, arena, _run(model, inputs, end))
         model.lend(plan.regions, arena)
         try:
-            return _pack(order, plan, arena, model.run(inputs))
+            return _pack(order, plan, arena, _run(model, inputs, end))
         finally:
             model.lend((), None)
     except Exception as e:  # noqa: BLE001 - the tenant's code may raise anything
         return _refuse(order, e)
 
 
-def _run_many(calls: list[_Call]) -> list[bytes]:
+def _run(model: _Model, inputs: Sequence[torch.Tensor], end: Callable[[], None]) -> Sequence[torch.Tensor]:
+    try:
+        return model.run(inputs)
+    finally:
+        end()
+
+
+def _run_many(calls: list[_Call], end: Callable[[], None]) -> list[bytes]:
     """All of them in one call of the model where that is possible; else one by one."""
     model = calls[0][1].model
     policy = model.manifest.batch
@@ -135,9 +143,12 @@ def _run_many(calls: list[_Call]) -> list[bytes]:
         if policy is None or any(plan.model is not model for _, plan, _, _ in calls):
             raise error("internal", "these requests are no batch")
         stack = Stack([inputs for _, _, _, inputs in calls], policy.pad, _find_neighbours(calls))
-        shares = stack.split(model.run(stack.inputs), model.manifest.outputs, model.manifest.inputs)
+        outputs = model.run(stack.inputs)
+        shares = stack.split(outputs, model.manifest.outputs, model.manifest.inputs)
     except Exception:  # noqa: BLE001 - somebody's request spoils it for the others: each alone
-        return [_run_one(*call) for call in calls]
+        *first, last = calls
+        return [*(_run_one(call, _go_on) for call in first), _run_one(last, end)]
+    end()
     packets = []
     for (order, plan, arena, _), share in zip(calls, shares, strict=True):
         try:
@@ -145,6 +156,10 @@ def _run_many(calls: list[_Call]) -> list[bytes]:
         except Exception as e:  # noqa: BLE001 - as above
             packets.append(_refuse(order, e))
     return packets
+
+
+def _go_on() -> None:
+    """More of the batch is to be run."""
 
 
 def _pack(order: Order, plan: _Plan, arena: Mapped | None, outputs: Sequence[torch.Tensor]) -> bytes:

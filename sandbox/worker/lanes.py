@@ -112,9 +112,13 @@ class Lanes:
         while len(self._inbox) < _FETCHED and self._receive(_DONTWAIT):
             pass
 
-    def tell_yield(self, epoch: int) -> None:
-        """The turn of that epoch is over, and its batch is not."""
-        self._reply(encode_note(Note(Word.YIELD, 0, epoch)))
+    def tell_turn(self, word: Word, epoch: int) -> None:
+        """The turn of that epoch is over: YIELD where its batch is not, END where it is.
+
+        With another lane the answer may be there before an END, which says nothing then.
+        """
+        if word == Word.YIELD or self._zmq is None:
+            self._reply(encode_note(Note(word, 0, epoch)))
 
     def _receive(self, flags: int) -> bool | None:
         """Take one packet off the connection. False when there was none, None when the router went away."""

@@ -92,7 +92,7 @@ def _load_all(control: socket.socket, assignment: Assignment, fds: list[int], bu
 def _serve(control: socket.socket, models: Models, run_dir: str) -> NoReturn:
     arenas = ArenaTable()
     lanes = Lanes(run_dir, arenas)
-    turns = Turns(_open_lease(run_dir), lanes.hear, lanes.tell_yield)
+    turns = Turns(_open_lease(run_dir), lanes.hear, lanes.tell_turn)
     for runner in models.values():
         runner.bundle.turns = turns
     calls = Calls(models, arenas, turns)

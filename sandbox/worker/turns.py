@@ -11,16 +11,17 @@ import torch
 
 from bedsit.ipc.errors import error
 from bedsit.ipc.leasepage import LeaseView, Turn, split_word
+from bedsit.ipc.slot import Word
 
 
 class Turns:
-    """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it an epoch."""
+    """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it."""
 
     def __init__(
         self,
         page: LeaseView,
         hear: Callable[[], bool],
-        say: Callable[[int], None],
+        say: Callable[[Word, int], None],
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._words = page.words
@@ -34,10 +35,16 @@ class Turns:
         return not self._words[0] & 3 or self._wait()
 
     def end(self) -> None:
-        """A batch is done. To be said before it is answered: until that is read, the turn in the page is its own."""
-        state, epoch = split_word(self._words[0])
-        if state == Turn.HELD:
-            self._spent = epoch
+        """A batch has run: its turn is over before its answers are packed and sent. Nothing where nobody waits.
+
+        To be said before it is answered: until that is read, the turn in the page is its own. A second time is none.
+        """
+        if self._words[0] & 3:
+            state, epoch = split_word(self._words[0])
+            if state == Turn.HELD and epoch > self._spent:
+                _synchronize()
+                self._spent = epoch
+                self._say(Word.END, epoch)
 
     def yield_point(self) -> None:
         """Let others have their turn if it is theirs, and come back at the next one. Costs next to nothing if not.
@@ -51,10 +58,9 @@ class Turns:
         state, epoch = split_word(self._words[0])
         if state == Turn.HELD and epoch > self._spent and self._clock() < self._words[1]:
             return
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # what was launched runs in our turn
+        _synchronize()
         self._spent = epoch
-        self._say(epoch)
+        self._say(Word.YIELD, epoch)
         if not self._wait():
             raise error("request.cancelled", "the router went away while the call waited for its turn")
 
@@ -65,3 +71,9 @@ class Turns:
                 return True
             if self._hear():
                 return False
+
+
+def _synchronize() -> None:
+    """What was launched on a GPU runs in our turn."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -5,7 +5,7 @@ from typing import Any, Final
 from bedsit.ipc.errors import error
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.admin.call import Call
-from bedsit.supervisor.admin.seats import occupy
+from bedsit.supervisor.admin.seats import occupy, view_memory
 from bedsit.supervisor.desk import Desk
 from bedsit.supervisor.devices.model import Box, Gpu, Slice, Trouble
 
@@ -30,7 +30,13 @@ async def show(desk: Desk, request: schema.DeviceShow, _call: Call) -> dict[str,
     gpu = next((gpu for gpu in box.gpus if name == gpu.uuid or any(name == part.id for part in gpu.slices)), None)
     part = next((part for part in box.slices if part.id == name), None)
     row = _row(part) if part is not None else _bare_row(gpu) if gpu is not None else {}
-    return {**row, **occupy(desk, box).get(name, {}), "gpu_details": _gpu(gpu) if gpu is not None else None}
+    seated = occupy(desk, box).get(name, {})
+    memory = [
+        {"tenant": each.name, **held}
+        for each in desk.registry.seated()
+        if each.name in seated.get("tenants", ()) and (held := view_memory(desk, each)) is not None
+    ]
+    return {**row, **seated, "tenants_memory": memory, "gpu_details": _gpu(gpu) if gpu is not None else None}
 
 
 def summarise(desk: Desk) -> dict[str, Any]:

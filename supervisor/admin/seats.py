@@ -8,6 +8,8 @@ from bedsit.sandbox.cgroup.cores import format_cores
 from bedsit.supervisor.admin import schema
 from bedsit.supervisor.desk import Desk
 from bedsit.supervisor.devices.model import Box, Slice
+from bedsit.supervisor.memory.kinds import MEANING
+from bedsit.supervisor.memory.uses import measure
 from bedsit.supervisor.placement.cards import find_place
 from bedsit.supervisor.placement.score import fill
 from bedsit.supervisor.placement.seating import Seat, Seating
@@ -23,6 +25,25 @@ def view(desk: Desk, row: TenantRow) -> dict[str, Any]:
         "wish": {name: getattr(row, name) for name in WISH} | names,
         "seat": view_seat(row.seat) if row.seat is not None else None,
         "seat_trouble": desk.house.tenants[row.name].trouble or None,
+        "gpu_memory": view_memory(desk, row),
+    }
+
+
+def view_memory(desk: Desk, row: TenantRow) -> dict[str, Any] | None:
+    """What a tenant uses of its GPU's memory, each of its slots may, and who holds it to that; None of one without."""
+    if row.seat is None:
+        return None
+    live = [live.record for live in desk.slots.live.values() if live.record.tenant == row.name]
+    members = {record.slot: desk.room.backend.procs(record.slot) for record in live}
+    part = measure(row.seat, desk.devices.box, [record.held for record in live if record.held], members)
+    if part is None:
+        return None
+    return {
+        "held": part.held,
+        "means": MEANING[part.held],
+        "used_bytes": part.used_bytes,
+        "limit_bytes": part.limit_bytes,
+        "slots": part.slots,
     }
 
 

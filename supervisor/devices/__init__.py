@@ -6,5 +6,6 @@
                      └──────────▶ model: Box → Gpu → Slice
                                          └→ partitions/ (what was declared) ──▶ watch, helper, nvml/: made, destroyed
 
-Of a card nothing is changed but its MIG instances, and those as they were declared: no mode, clock, limit or reset.
+Of a card nothing is changed but its MIG instances, as they were declared, and how much of its memory the groups of our
+slots may have: no mode, clock or reset.
 """

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from bedsit.supervisor.devices.model import Trouble
-from bedsit.supervisor.devices.reports import Refusal
+from bedsit.supervisor.devices.reports import NOT_HELD, Refusal
 
 #: nvmlReturn_t, as far as it needs other words than NVML's own.
 _NO_BINDING: Final = -1
+_INVALID_ARGUMENT: Final = 2
 _NOT_SUPPORTED: Final = 3
 _NO_PERMISSION: Final = 4
 _NOT_FOUND: Final = 6
@@ -68,6 +69,15 @@ _CUT: Final[Mapping[int, Trouble]] = {
     _IN_USE: Trouble("somebody computes on it", "who? nvidia-smi; it is destroyed when they have left"),
     _INSUFFICIENT_RESOURCES: Trouble("the GPU has no room for it: something else was made there", _PLAN),
 }
+_MEMORY: Final[Mapping[int, Trouble]] = {
+    NOT_HELD: Trouble("the driver does not hold the limit that it set", _LOOK),
+    _INVALID_ARGUMENT: Trouble("the driver takes no such limit of memory", "is it more than the card has?"),
+    _NOT_SUPPORTED: Trouble(
+        "the driver limits no memory now", "it takes driver 615, cgroup2 at /sys/fs/cgroup, and MIG off"
+    ),
+    _NO_PERMISSION: Trouble("the helper may not limit memory", "it takes root"),
+    _NOT_FOUND: Trouble("the GPU or the group is not there any more", "nothing: the next slot is another group"),
+}
 
 
 def explain_box(refusal: Refusal) -> Trouble:
@@ -85,6 +95,13 @@ def explain_gpu(refusal: Refusal) -> Trouble:
 def explain_cut(refusal: Refusal) -> Trouble:
     """Why an instance was not made or destroyed, and what is left of it."""
     trouble = _CUT.get(refusal.code) or explain_gpu(refusal)
+    where = f"{trouble.what} ({refusal.call}: {refusal.text})"
+    return Trouble(f"{where}; {refusal.left}" if refusal.left else where, trouble.mend)
+
+
+def explain_memory(refusal: Refusal) -> Trouble:
+    """Why memory of a group was not limited, or not looked at, and what is left of it."""
+    trouble = _MEMORY.get(refusal.code) or explain_gpu(refusal)
     where = f"{trouble.what} ({refusal.call}: {refusal.text})"
     return Trouble(f"{where}; {refusal.left}" if refusal.left else where, trouble.mend)
 

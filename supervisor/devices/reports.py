@@ -1,9 +1,10 @@
 """What the NVML helper tells the daemon: one packet each, checked on arrival.
 
-The daemon asks ``{"ask": "driver"}``, ``{"ask": "gpu", "index": 0}`` or ``{"ask": "listen"}``, and to have a GPU cut
-``{"ask": "create", "uuid": "GPU-...", "profile": 9, "start": 4, "size": 4}``, or ``"finish"`` or ``"destroy"`` with
-``"gpu_instance": 1`` instead of a place. Before each call of NVML the helper says ``{"calling": NAME}``; then come
-``{"answer": ...}`` or ``{"refused": ...}``. ``{"event": ...}`` may come at any time.
+The daemon asks ``{"ask": "driver"}``, ``{"ask": "gpu", "index": 0}``, ``{"ask": "listen"}``, or for the ``"processes"``
+of a ``"uuid"``; and to have a GPU cut ``{"ask": "create", "uuid": "GPU-...", "profile": 9, "start": 4, "size": 4}``, or
+``"finish"`` or ``"destroy"`` with ``"gpu_instance": 1`` instead of a place; and about its memory ``{"ask": "limit",
+"uuid": "GPU-...", "group": "/sys/fs/cgroup/...", "limit_bytes": 1}`` or ``"lift"``. Before each call of NVML the helper
+says ``{"calling": NAME}``; then come ``{"answer": ...}`` or ``{"refused": ...}``. ``{"event": ...}`` may come any time.
 """
 
 from typing import Annotated, Any, Final, TypeVar
@@ -16,6 +17,7 @@ from bedsit.supervisor.devices.model import Bare, Capability, MigMode, Placement
 #: What one GPU may have of each. More is cut off and counted.
 MAX_PROCESSES: Final = 256
 MAX_INSTANCES: Final = 64
+NOT_HELD: Final = -2
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 T = TypeVar("T")
@@ -68,7 +70,7 @@ class GpuReport(_Report, frozen=True):
 class Refusal(_Report, frozen=True):
     """A call that NVML answered with an error; *code* is its nvmlReturn_t. -1: there is no nvidia-ml-py.
 
-    *left*: what of a cut could not be undone.
+    NOT_HELD: it answered that all is well, and it is not. *left*: what could not be undone.
     """
 
     code: int

@@ -18,9 +18,9 @@ from bedsit.supervisor.devices import faults
 from bedsit.supervisor.devices.cores import find_cpus, find_usable
 from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience, Refused
 from bedsit.supervisor.devices.inventory import Change, Inventory
-from bedsit.supervisor.devices.model import Box, Gpu, Trouble
+from bedsit.supervisor.devices.model import Box, Gpu, Process, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
-from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, read_report
+from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, Refusal, read_report
 from bedsit.supervisor.devices.shared import list_shared
 from bedsit.supervisor.devices.stuck import block, explain_stuck
 from bedsit.supervisor.log import get_log
@@ -66,12 +66,16 @@ class _Rest:
     times: int
 
 
-class Uncut(Exception):
-    """A GPU was not cut as it was asked for."""
+class Undone(Exception):
+    """The helper did not do, or did not tell, what it was asked for."""
 
     def __init__(self, trouble: Trouble) -> None:
         super().__init__(trouble.what)
         self.trouble = trouble
+
+
+class Uncut(Undone):
+    """A GPU was not cut as it was asked for."""
 
 
 class Devices:
@@ -114,12 +118,17 @@ class Devices:
         self._left: set[tuple[str, int]] = set()
         #: Slots that cannot be ended, and the device of each.
         self._stuck: dict[str, str] = {}
+        #: Who computes on a GPU, by its UUID, where that was asked for since it was looked at.
+        self._computing: dict[str, tuple[Process, ...]] = {}
         self._look_at_cores()
 
     @property
     def box(self) -> Box:
         """Everything, as it was seen last. Never waits."""
         box = replace(self._inventory.box(self._cpus), shared=self._turns, is_counted=self._is_counted)
+        if self._computing:
+            gpus = (replace(gpu, processes=self._computing.get(gpu.uuid, gpu.processes)) for gpu in box.gpus)
+            box = replace(box, gpus=tuple(gpus))
         gone = self._leaving | self._left
         box = replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
         return block(box, self._stuck) if self._stuck else box
@@ -164,16 +173,40 @@ class Devices:
         leaving: set[tuple[str, int]] = {(uuid, what["gpu_instance"])} if ask == "destroy" else set()
         self._leaving |= leaving
         try:
-            async with self._turn:
-                await self._ask(DriverReport, ask="driver")  # a helper that is new opens NVML with it
-                await self._ask(object, ask=ask, uuid=uuid, **what)
+            await self.order(object, faults.explain_cut, ask=ask, uuid=uuid, **what)
             self._left |= leaving
-        except Refused as e:
-            raise Uncut(faults.explain_cut(e.refusal)) from None
-        except _NoAnswer as e:
+        except Undone as e:
             raise Uncut(e.trouble) from None
         finally:
             self._leaving -= leaving
+
+    async def list_processes(self, uuid: str) -> tuple[Process, ...]:
+        """Who computes on a GPU now. Raises Undone. Waits for the driver."""
+        found: tuple[Process, ...] = await self.order(
+            tuple[Process, ...], faults.explain_memory, ask="processes", uuid=uuid
+        )
+        self._computing[uuid] = found
+        return found
+
+    async def order(self, kind: Any, explain: Callable[[Refusal], Trouble], **question: Any) -> Any:
+        """The answer, as that *kind*, of a helper that is started if need be. Waits for its turn and for the driver.
+
+        Raises Undone. Who waits may be cancelled: the helper is asked to the end, as its next answer is the next one's.
+        """
+        answer = await asyncio.shield(asyncio.create_task(self._give(kind, explain, question)))
+        if isinstance(answer, Undone):
+            raise answer
+        return answer
+
+    async def _give(self, kind: Any, explain: Callable[[Refusal], Trouble], question: Mapping[str, Any]) -> Any:
+        try:
+            async with self._turn:
+                await self._ask(DriverReport, ask="driver")  # a helper that is new opens NVML with it
+                return await self._ask(kind, **question)
+        except Refused as e:
+            return Undone(explain(e.refusal))
+        except _NoAnswer as e:
+            return Undone(e.trouble)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -255,6 +288,7 @@ class Devices:
             raise
         self._rests.pop(index, None)
         self._left = {each for each in self._left if each[0] != report.uuid}
+        self._computing.pop(report.uuid, None)
         self._apply(self._inventory.see(index, report))
         return {report.uuid}
 

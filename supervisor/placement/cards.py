@@ -4,18 +4,22 @@ Of a GPU that is there the driver's own profiles and places count. Where MIG is 
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from bedsit.sandbox.cgroup.cores import format_cores
 from bedsit.supervisor.devices.model import Bare, Box, Gpu, Slice
 from bedsit.supervisor.placement.geometry import Placed
 from bedsit.supervisor.placement.profiles import Profile, Table
-from bedsit.supervisor.placement.seating import Card, Node
+from bedsit.supervisor.placement.seating import CONTEXT_BYTES, Card, Node
 
 
-def list_cards(box: Box) -> Iterator[Card]:
-    """GPUs, whole or cut, and cores that tenants take turns on, by the names that they keep."""
+def list_cards(box: Box, contexts: Mapping[str, int] = MappingProxyType({})) -> Iterator[Card]:
+    """GPUs, whole or cut, and cores that tenants take turns on, by the names that they keep.
+
+    *contexts*: what a context takes of them, where that was measured.
+    """
     for gpu in box.gpus:
-        yield _make_card(gpu)
+        yield _make_card(gpu, contexts.get(gpu.uuid, CONTEXT_BYTES))
     for part in box.shared:
         yield Card(part.id, part.name, 0, cores=part.cores, trouble=part.trouble.what if part.trouble else "")
 
@@ -42,7 +46,7 @@ def find_place(part: Slice | Bare, gpu: Gpu) -> Placed | None:
     return Placed(part.placement.start, part.placement.size, name_profile(profile))
 
 
-def _make_card(gpu: Gpu) -> Card:
+def _make_card(gpu: Gpu, context_bytes: int) -> Card:
     table = make_table(gpu)
     is_cut = gpu.mig == "on"
     places = {part.id: place for part in gpu.slices if (place := find_place(part, gpu)) is not None} if is_cut else {}
@@ -53,6 +57,7 @@ def _make_card(gpu: Gpu) -> Card:
         memory_bytes=gpu.memory_bytes,
         table=table if is_cut else None,
         declared=tuple(sorted({place for part, place in places.items() if part not in troubles})) if is_cut else None,
+        context_bytes=context_bytes,
         possible=table,
         trouble=gpu.trouble.what if gpu.trouble else "",
         broken=tuple((place, troubles[part]) for part, place in places.items() if part in troubles),

@@ -32,7 +32,8 @@ class Request:
 
     *memory_bytes* of GPU memory for its own data: at most that on a time-sliced GPU, at least that elsewhere; 0 leaves
     it to the device. *near* and *apart*: with one of these tenants on a device, with none of these. *min_share_milli*
-    is kept when everybody is busy. Who is not *trusted* shares no GPU that is cut by time only.
+    is kept when everybody is busy. Who is not *trusted* shares no GPU that is cut by time only. *slots* of it compute
+    at once, each with as much memory of a GPU that is shared.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class Request:
     min_share_milli: int = 0
     service_class: ServiceClass = "interactive"
     trusted: bool = False
+    slots: int = 1
 
     def __str__(self) -> str:
         if self.kind == "mig":
@@ -82,6 +84,7 @@ def parse_request(
     min_share: float = 0.0,
     service_class: str = "interactive",
     trusted: bool = False,
+    slots: int = 1,
     profiles: Collection[str] = (),
 ) -> Request:
     """The request; *profiles* are those that this box has, where that is known.
@@ -109,6 +112,7 @@ def parse_request(
         min_share_milli=_read_min_share(min_share, request),
         service_class=service_class,
         trusted=trusted,
+        slots=slots if request.kind == "timeslice" else 1,
     )
 
 

@@ -13,6 +13,8 @@ from bedsit.supervisor.placement.rules import Rules
 
 #: What a CUDA context takes of an H100's memory (docs/gpu/2026-11-26-h100.md).
 CONTEXT_BYTES: Final = 529 << 20
+#: Less than this beside its context is of no use to a worker: torch takes memory in pieces of 2 and 20 MiB.
+LEAST_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Node:
 class Seat:
     """Where a tenant sits: on one GPU or the cores of one name, or on cores of one or several nodes.
 
-    *is_shared*: others sit there too, and they take turns. *memory_bytes*: promised of a GPU that is shared so.
+    *is_shared*: others sit there too, and they take turns. *memory_bytes*: promised of a GPU that is shared so, to
+    all of its *slots* together.
     """
 
     devices: tuple[str, ...]
@@ -67,6 +70,12 @@ class Seat:
     cores: tuple[int, ...] = ()
     memory_bytes: int = 0
     is_shared: bool = False
+    slots: int = 1
+
+    @property
+    def slot_bytes(self) -> int:
+        """What each slot may have of a GPU that is shared, with its context."""
+        return self.memory_bytes // self.slots
 
     @property
     def device(self) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 from bedsit.supervisor.placement.geometry import Misfit, Placed, list_places, search
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import Rules
-from bedsit.supervisor.placement.seating import Card, Seat, Seating, Use
+from bedsit.supervisor.placement.seating import LEAST_BYTES, Card, Seat, Seating, Use
 
 Code = Literal[
     "trust", "no_gpu", "model", "mig_off", "mig_on", "profile", "places", "taken", "share", "min_share", "memory",
@@ -67,12 +67,15 @@ def find_seats(seating: Seating, tenant: str, request: Request, rules: Rules) ->
 
 
 def take_memory(card: Card, request: Request) -> int:
-    """What a request takes of a time-sliced GPU's memory: its quota and a context, or its part of the whole."""
+    """What a request takes of a time-sliced GPU's memory: of each of its slots its quota and a context.
+
+    Who names no quota has its part of the whole, contexts included. A slot that is there for a moment, to replace
+    another one, is not counted (ADR 26).
+    """
     if not card.is_gpu:
         return 0
-    if request.memory_bytes:
-        return request.memory_bytes + card.context_bytes
-    return max(card.context_bytes, card.memory_bytes * request.share_milli // _WHOLE_MILLI)
+    part = card.memory_bytes * request.share_milli // _WHOLE_MILLI // request.slots - card.context_bytes
+    return request.slots * (max(request.memory_bytes or part, LEAST_BYTES) + card.context_bytes)
 
 
 def list_instances(use: Use, profile_name: str) -> Iterator[Placed]:
@@ -94,7 +97,8 @@ def _list_seats(use: Use, request: Request) -> Iterator[Seat]:
     elif request.kind == "exclusive":
         yield Seat(device)
     else:
-        yield Seat(device, cores=use.card.cores, memory_bytes=take_memory(use.card, request), is_shared=True)
+        memory, slots = take_memory(use.card, request), request.slots if use.card.is_gpu else 1
+        yield Seat(device, cores=use.card.cores, memory_bytes=memory, is_shared=True, slots=slots)
 
 
 def _refuse(use: Use, request: Request, rules: Rules) -> Iterator[Reason]:

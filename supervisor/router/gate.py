@@ -165,9 +165,7 @@ class Gate:
         """A batch is done: its turn ends, and the next begins. Gives what it took in all; ``settle`` comes next."""
         self._stop(batch, now_ns)
         self._unpark(batch)
-        following = self._next
-        if following is not None and len(self._running) < self.device.parallel and not self._is_busy(following.slot):
-            self._resume(following, now_ns)
+        self._pass_on(now_ns)
         return batch.spent_ns
 
     def settle(self, batch: Batch, now_ns: int) -> None:
@@ -178,23 +176,33 @@ class Gate:
         batch.charged = False
         batch.charged_ns = batch.spent_ns
 
-    def take_back(self, slot: SlotLink) -> bool:
-        """The worker of *slot* yields: its batch waits for another turn. False when it has none, or none that is over.
+    def take_back(self, slot: SlotLink, *, done: bool) -> bool:
+        """The worker of *slot* gives its turn back: its batch is *done* and to be answered, or waits for another.
 
-        It is woken then: it may have been told otherwise a moment ago.
+        False when it has none, or yields before its time. It is woken then: it may have been told otherwise just now.
         """
         now_ns = self._clock()
         batch = next((batch for batch in (*self._running, *self._overran) if batch.slot is slot), None)
-        if batch is None or not slot.page.is_over(now_ns):
+        if batch is None or not (done or slot.page.is_over(now_ns)):
             slot.resume()
             return False
         self._stop(batch, now_ns)
-        # First: what was sent behind it to the same worker comes after it.
-        self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
+        if done:
+            batch.ended_ns = now_ns
+            self._pass_on(now_ns)
+        else:
+            # First: what was sent behind it to the same worker comes after it.
+            self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
+            self._next = None  # who was to be next did not know of this one: it may be its turn again
         self.settle(batch, now_ns)
-        self._next = None  # who was to be next without it need not be next beside it
         self.pump(batch.tenant)
         return True
+
+    def _pass_on(self, now_ns: int) -> None:
+        """Begin the next turn, if somebody waits for it at a worker."""
+        following = self._next
+        if following is not None and len(self._running) < self.device.parallel and not self._is_busy(following.slot):
+            self._resume(following, now_ns)
 
     def _is_alone(self, tenant: Tenant) -> bool:
         """Whether nobody else waits or runs."""
@@ -288,7 +296,7 @@ class Gate:
         return any(batch.slot is slot for batch in (*self._running, *self._overran))
 
     def _is_all_ours(self, tenant: Tenant) -> bool:
-        """Whether workers have nothing of it but what has a turn here: all else may end in the turn of what is behind."""
+        """Whether workers have nothing of it but what has a turn here: all else may end in the turn of what follows."""
         ours = sum(batch.tenant is tenant for batch in self._running)
         return ours == sum(slot.batches for slot in tenant.slots if not slot.lost)
 

@@ -66,13 +66,15 @@ class Batch:
 
     *left* counts requests without an answer. *gate* is whose turns it takes, if there is one: its present one began at
     *began_ns* (0: it has none), those before took *spent_ns*, of which *charged_ns* are paid; if *charged*, the fair
-    queue counts on *estimate_ns* more. Others wait for its turn to end since *pressed_ns* (0: nobody does).
+    queue counts on *estimate_ns* more. Others wait for its turn to end since *pressed_ns* (0: nobody does). Its worker
+    said at *ended_ns* that it has run, and is to answer.
     """
 
     __slots__ = (
         "began_ns",
         "charged",
         "charged_ns",
+        "ended_ns",
         "estimate_ns",
         "gate",
         "left",
@@ -92,8 +94,9 @@ class Batch:
         self.tenant = requests[0].session.tenant
         self.gate: Gate | None = None
         self.charged = False
-        self.began_ns = self.pressed_ns = self.spent_ns = self.charged_ns = self.estimate_ns = 0
+        self.began_ns = self.ended_ns = self.pressed_ns = self.spent_ns = self.charged_ns = self.estimate_ns = 0
 
     def ran_ns(self, now_ns: int) -> int:
-        """For how long it has had a turn in all."""
-        return self.spent_ns + (now_ns - self.began_ns if self.began_ns else 0)
+        """For how long it has had a turn in all, or has kept its answers back after it."""
+        since_ns = self.began_ns or self.ended_ns
+        return self.spent_ns + (now_ns - since_ns if since_ns else 0)

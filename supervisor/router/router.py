@@ -162,7 +162,7 @@ class Router:
                     on_ready=self._slot_ready,
                     on_lost=self._slot_lost,
                     on_misbehaved=self._slot_misbehaved,
-                    on_yield=self._slot_yields,
+                    on_turn_over=self._turn_over,
                 )
             except OSError as e:
                 # The slot went away between the snapshot and now; the next snapshot will not have it.
@@ -241,9 +241,9 @@ class Router:
         else:
             slot.page.free()
 
-    def _slot_yields(self, slot: SlotLink) -> bool:
+    def _turn_over(self, slot: SlotLink, *, done: bool) -> bool:
         tenant = self.tenants.get(slot.view.tenant)
-        return tenant is not None and tenant.gate is not None and tenant.gate.take_back(slot)
+        return tenant is not None and tenant.gate is not None and tenant.gate.take_back(slot, done=done)
 
     def _overran(self, batch: Batch) -> None:
         """It kept a device of others for too long: the daemon ends its slot."""

@@ -17,7 +17,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import zmq
@@ -51,6 +51,15 @@ _log = structlog.get_logger("router.slot")
 
 Answer = Callable[["SlotLink", Request, int, bytes], None]
 Notify = Callable[["SlotLink"], None]
+
+
+class TurnOver(Protocol):
+    """Hears that a worker gives its turn back, with its batch *done* or not; False when it has none to give."""
+
+    def __call__(self, slot: "SlotLink", *, done: bool) -> bool:
+        """Whether it had."""
+
+
 _Post = tuple[bytes, int, int]  # a packet, an arena's descriptor beside it or -1, and the request's rid or 0
 
 
@@ -67,7 +76,7 @@ class SlotLink:
         on_ready: Notify,
         on_lost: Notify,
         on_misbehaved: Notify,
-        on_yield: Callable[["SlotLink"], bool],
+        on_turn_over: TurnOver,
     ) -> None:
         self.update(view)
         self.in_flight: dict[int, Request] = {}
@@ -83,7 +92,7 @@ class SlotLink:
         self._folder = folder
         self._loop = loop
         self._on_answer, self._on_ready, self._on_lost = on_answer, on_ready, on_lost
-        self._on_misbehaved, self._on_yield = on_misbehaved, on_yield
+        self._on_misbehaved, self._on_turn_over = on_misbehaved, on_turn_over
         self._rids = itertools.count(_first_rid())
         self._closed = False
         self._said_ready = False
@@ -364,8 +373,8 @@ class SlotLink:
 
     def _note(self, data: bytes) -> None:
         note = decode_note(data)
-        if note.word == Word.YIELD:
-            if note.size != self.page.epoch or not self._on_yield(self):
+        if note.word in (Word.YIELD, Word.END):
+            if note.size != self.page.epoch or not self._on_turn_over(self, done=note.word == Word.END):
                 self._misbehave("the end of a turn that it does not have, or that is not over")
             return
         if note.word != Word.MAPPED or note.number not in self._given or note.number in self._mapped:

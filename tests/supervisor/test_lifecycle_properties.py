@@ -270,6 +270,11 @@ class Shell(RuleBasedStateMachine):
         news = [on.SlotLost(slot, ran), on.SlotDrained(slot), on.SlotHung(slot, ran, "a call has not ended")]
         self.hear(data.draw(st.sampled_from(news)))
 
+    @rule(data=st.data())
+    def exceed(self, data: st.DataObject) -> None:
+        """Any slot has too much of its GPU's memory."""
+        self.hear(on.SlotExceeded(self.some_slot(data), "out of GPU memory"))
+
     @precondition(lambda self: self.destroyed - self.gone)
     @rule(data=st.data())
     def emptied(self, data: st.DataObject) -> None:

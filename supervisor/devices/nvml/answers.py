@@ -7,10 +7,12 @@ import pynvml
 
 from bedsit.supervisor.devices.model import Placement
 from bedsit.supervisor.devices.nvml.calls import Calls
-from bedsit.supervisor.devices.nvml.cutter import Cutter, HalfDone
+from bedsit.supervisor.devices.nvml.cutter import Cutter
+from bedsit.supervisor.devices.nvml.halfdone import HalfDone
+from bedsit.supervisor.devices.nvml.limiter import Limiter, NotHeld
 from bedsit.supervisor.devices.nvml.listener import Listener
 from bedsit.supervisor.devices.nvml.reader import Reader
-from bedsit.supervisor.devices.reports import Refusal, to_wire
+from bedsit.supervisor.devices.reports import NOT_HELD, Refusal, to_wire
 
 
 class Answers:
@@ -21,6 +23,7 @@ class Answers:
         self._calls = Calls(lambda name: send({"calling": name}))
         self._reader = Reader(self._calls)
         self._cutter = Cutter(self._calls)
+        self._limiter = Limiter(self._calls)
         self._listener: Listener | None = None
 
     def give(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +31,9 @@ class Answers:
         try:
             return {"answer": to_wire(self._ask(question))}
         except HalfDone as e:
-            return {"refused": to_wire(Refusal(e.cause.value, e.call, str(e.cause), str(e)))}
+            return {"refused": to_wire(Refusal(_code_of(e.cause), e.call, str(e.cause), str(e)))}
+        except NotHeld as e:
+            return {"refused": to_wire(Refusal(NOT_HELD, self._calls.last, str(e)))}
         except pynvml.NVMLError as e:
             return {"refused": to_wire(Refusal(e.value, self._calls.last, str(e)))}
 
@@ -46,6 +51,12 @@ class Answers:
                 return self._cutter.finish(uuid, number, profile)
             case {"ask": "destroy", "uuid": str(uuid), "gpu_instance": int(number), "profile": int(profile)}:
                 return self._cutter.destroy(uuid, number, profile)
+            case {"ask": "processes", "uuid": str(uuid)}:
+                return self._reader.read_processes(uuid)
+            case {"ask": "limit", "uuid": str(uuid), "group": str(group), "limit_bytes": int(limit_bytes)}:
+                return self._limiter.limit(uuid, group, limit_bytes)
+            case {"ask": "lift", "uuid": str(uuid), "group": str(group)}:
+                return self._limiter.lift(uuid, group)
         return None
 
     def _listen(self) -> list[str]:
@@ -56,3 +67,7 @@ class Answers:
         finally:
             if former is not None:
                 former.end()
+
+
+def _code_of(cause: Exception) -> int:
+    return int(cause.value) if isinstance(cause, pynvml.NVMLError) else NOT_HELD

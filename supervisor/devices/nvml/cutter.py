@@ -1,4 +1,4 @@
-"""Cuts a GPU: MIG instances are made and destroyed here, and nothing else of a card is ever changed.
+"""Cuts a GPU: MIG instances are made and destroyed here. But for limits of memory (limiter.py) nothing else is changed.
 
 An instance is two things of NVML's: a GPU instance, which has the memory and its place, and in it a compute instance,
 which makes it a device. What was begun and refused half-way is undone before the refusal is told. Only the end of this
@@ -16,15 +16,7 @@ import pynvml
 
 from bedsit.supervisor.devices.model import Placement
 from bedsit.supervisor.devices.nvml.calls import Calls
-
-
-class HalfDone(Exception):
-    """A cut that was refused in *call*, and could not be undone; says what is left."""
-
-    def __init__(self, left: str, call: str, cause: pynvml.NVMLError) -> None:
-        super().__init__(left)
-        self.call = call
-        self.cause = cause
+from bedsit.supervisor.devices.nvml.halfdone import HalfDone
 
 
 class Cutter:

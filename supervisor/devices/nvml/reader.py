@@ -82,6 +82,12 @@ class Reader:
         self.handles[uuid] = handle
         return report
 
+    def read_processes(self, uuid: str) -> tuple[Process, ...]:
+        """Who computes on a GPU now, those with the most memory first: whatever is left out, it is not they."""
+        handle = self._calls.ask("nvmlDeviceGetHandleByUUID", uuid)
+        found = map(_read_process, self._calls.ask("nvmlDeviceGetComputeRunningProcesses", handle))
+        return tuple(sorted(found, key=lambda each: -(each.memory_bytes or 0))[:MAX_PROCESSES])
+
     def _count_sms(self, handle: Any) -> int | None:
         cores = self._calls.attempt("nvmlDeviceGetNumGpuCores", handle)
         version = self._calls.attempt("nvmlDeviceGetCudaComputeCapability", handle)

@@ -60,7 +60,7 @@ def _make_calls() -> tuple[Calls, ArenaTable]:
 
     calls = (lambda x: x + 1, lambda x, n: (x * 2, n), write, lambda x: x)
     models = {key: Runner(bundle, call) for (key, bundle), call in zip(bundles.items(), calls, strict=True)}
-    return Calls(models, arenas, Turns(LeaseView.free(), lambda: False, lambda _epoch: None)), arenas
+    return Calls(models, arenas, Turns(LeaseView.free(), lambda: False, lambda _word, _epoch: None)), arenas
 
 
 _made: dict[str, Any] = {}

@@ -8,6 +8,7 @@ import pytest
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.leasepage import LeasePage, LeaseView
+from bedsit.ipc.slot import Word
 from bedsit.sandbox.worker.turns import Turns
 
 _FAR = 1 << 62
@@ -18,10 +19,10 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.page = LeasePage(folder / "lease")
-        self.said: list[int] = []
+        self.said: list[tuple[Word, int]] = []
         self.script: list[Callable[[], object]] = []
         self.router_left = False
-        self.turns = Turns(LeaseView.open(str(folder / "lease")), self._hear, self.said.append)
+        self.turns = Turns(LeaseView.open(str(folder / "lease")), self._hear, lambda *said: self.said.append(said))
 
     def _hear(self) -> bool:
         assert self.script or self.router_left, "it would wait for ever"
@@ -63,9 +64,9 @@ def test_a_turn_lasts_until_its_time(stage: Stage) -> None:
     stage.page.grant(time.monotonic_ns())
     stage.script = [stage.page.revoke, lambda: stage.page.grant(_FAR)]
     stage.turns.yield_point()
-    assert stage.said == [2]
+    assert stage.said == [(Word.YIELD, 2)]
     stage.turns.yield_point()
-    assert stage.said == [2]
+    assert stage.said == [(Word.YIELD, 2)]
 
 
 def test_a_turn_that_was_given_back_does_not_come_again(stage: Stage) -> None:
@@ -75,7 +76,7 @@ def test_a_turn_that_was_given_back_does_not_come_again(stage: Stage) -> None:
     looked = []
     stage.script = [lambda: looked.append(1), lambda: looked.append(2), stage.page.free]
     stage.turns.yield_point()
-    assert (stage.said, looked) == ([1], [1, 2])
+    assert (stage.said, looked) == ([(Word.YIELD, 1)], [1, 2])
 
 
 def test_each_batch_has_a_turn_of_its_own(stage: Stage) -> None:
@@ -87,6 +88,19 @@ def test_each_batch_has_a_turn_of_its_own(stage: Stage) -> None:
     stage.script = [lambda: looked.append(1), stage.page.revoke, lambda: stage.page.grant(_FAR)]
     assert stage.turns.begin()
     assert looked == [1]
+
+
+def test_the_end_of_a_turn_is_told_once_and_only_where_somebody_waits(stage: Stage) -> None:
+    """With its epoch; alone nothing is told, and a turn that was taken away is not given back."""
+    assert stage.turns.begin()
+    stage.turns.end()
+    stage.page.grant(_FAR)
+    assert stage.turns.begin()
+    stage.turns.end()
+    stage.turns.end()
+    stage.page.revoke()
+    stage.turns.end()
+    assert stage.said == [(Word.END, 1)]
 
 
 def test_a_turn_that_began_in_the_middle_ends_with_its_batch(stage: Stage) -> None:
@@ -116,7 +130,7 @@ def test_a_revoked_turn_is_given_back_at_once(stage: Stage) -> None:
     stage.page.revoke()
     stage.script = [lambda: stage.page.grant(_FAR)]
     stage.turns.yield_point()
-    assert stage.said == [1]
+    assert stage.said == [(Word.YIELD, 1)]
 
 
 def test_nobody_wants_what_waits_when_the_router_is_gone(stage: Stage) -> None:

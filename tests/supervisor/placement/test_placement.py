@@ -12,7 +12,7 @@ from bedsit.supervisor.placement.place import Placement, Refusal, place, place_a
 from bedsit.supervisor.placement.request import Request
 from bedsit.supervisor.placement.rules import USUAL, Rules
 from bedsit.supervisor.placement.score import learn_mix
-from bedsit.supervisor.placement.seating import CONTEXT_BYTES, Seat, Seating
+from bedsit.supervisor.placement.seating import CONTEXT_BYTES, LEAST_BYTES, Seat, Seating
 from bedsit.supervisor.placement.seats import find_seats
 from tests_support.boxes import GIB, ask, boxes, cut, fill, filled, nodes, requests, rules, shared, whole
 
@@ -190,6 +190,28 @@ def test_memory_counts_with_the_context_of_each() -> None:
     assert len(fill(Seating((whole("gpu0"),)), small, Rules(memory_factor=1.1)).residents) == 10
     assert codes(Seating((cut("gpu0"), whole("gpu1"))), "x", ask("mig:1g.10gb", 9.5)) == ["gpu0 memory", "gpu1 mig_off"]
     assert codes(Seating((whole("gpu0"),)), "x", ask("gpu", 79)) == ["gpu0 memory"]
+
+
+def test_each_slot_of_a_tenant_has_its_memory_and_its_context() -> None:
+    """All that it may have at once are promised; who names no quota shares its part of the card among them."""
+    gpu = Seating((whole("gpu0"),))
+    three = seat_of(gpu, "a", replace(ask("gpu:0.25", 8), slots=3))
+    assert three is not None
+    assert (three.memory_bytes, three.slot_bytes) == (3 * (8 * GIB + CONTEXT_BYTES), 8 * GIB + CONTEXT_BYTES)
+    part = seat_of(gpu, "a", replace(ask("gpu:0.25"), slots=2))
+    assert part is not None
+    assert part.memory_bytes == pytest.approx(gpu.cards[0].memory_bytes / 4, abs=4)
+    assert codes(gpu, "a", replace(ask("gpu:0.25", 30), slots=3)) == ["gpu0 memory"]
+
+
+def test_no_part_is_too_small_for_a_context() -> None:
+    """Whatever was asked for, there is some memory beside it; a context that was measured counts instead."""
+    card = whole("gpu0")
+    for request in (ask("gpu:0.001"), replace(ask("gpu:0.25"), memory_bytes=1)):
+        for context in (CONTEXT_BYTES, 700 << 20):
+            seat = seat_of(Seating((replace(card, context_bytes=context),)), "a", request)
+            assert seat is not None
+            assert seat.memory_bytes == context + LEAST_BYTES
 
 
 def test_company_is_kept_both_ways() -> None:

@@ -96,7 +96,7 @@ def play(box: Box, rng: Random, until_ns: int) -> None:
             while len(tenant.queue) < 3:
                 cost_ns, step_ns = kinds[tenant.view.name]
                 box.ask(tenant, rng.randint(1, cost_ns), step_ns)
-        assert box.step(3)
+        assert box.step(3, promptly=True)
 
 
 @pytest.mark.parametrize("seed", range(10))

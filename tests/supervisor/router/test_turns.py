@@ -75,9 +75,9 @@ class Player:
         assert len(data) == NOTE_BYTES
         assert decode_note(data).word == Word.RESUME
 
-    def give_up(self, epoch: int | None = None) -> None:
-        """Say that its turn is over and its batch is not."""
-        note = Note(Word.YIELD, 0, self.epoch if epoch is None else epoch)
+    def give_up(self, epoch: int | None = None, word: Word = Word.YIELD) -> None:
+        """Say that its turn is over and its batch is not, or with END that it has run."""
+        note = Note(word, 0, self.epoch if epoch is None else epoch)
         self.worker.link.send(encode_note(note))
 
     def wait_over(self) -> None:
@@ -152,6 +152,67 @@ def test_a_turn_that_is_over_is_given_back(shared: dict[str, Player]) -> None:
     acme.answer(held)
     beta.hear_resume()
     beta.answer(ahead)
+
+
+def test_who_yields_is_next_again_if_it_is_its_turn(plane: Any, shared: dict[str, Player]) -> None:
+    """Turns are shared by weight, also between calls that yield: who has nine tenths goes on after itself."""
+    plane.change("acme", weight=900)
+    acme, held, beta, ahead = _begin_both(shared)
+    acme.wait_over()
+    acme.give_up()
+    beta.hear_resume()  # who comes anew is next
+    time.sleep(TURN_MS / 1e3)
+    beta.answer(ahead)
+    acme.hear_resume()
+    beta.ask(2)
+    ahead = beta.next_rid()
+    for _ in range(4):
+        epoch = acme.epoch
+        acme.wait_over()
+        acme.give_up()
+        acme.wait_turn(Turn.HELD, epoch)
+        assert beta.turn == Turn.WAIT
+    acme.answer(held)
+    beta.hear_resume()
+    beta.answer(ahead)
+
+
+def test_the_next_turn_begins_before_the_answers_of_the_last_one_are_there(
+    plane: Any, shared: dict[str, Player]
+) -> None:
+    """A worker says that its batch has run; what it takes to answer is nobody's turn. Twice is once."""
+    acme, held, beta, ahead = _begin_both(shared)
+    acme.give_up(word=Word.END)
+    beta.hear_resume()
+    assert acme.turn == Turn.WAIT
+    acme.give_up(word=Word.END)
+    assert plane.hear("misbehaved")["slot"] == acme.worker.slot
+    acme.hear_resume()
+    acme.answer(held)
+    beta.answer(ahead)
+    acme.ask(2)
+    acme.answer(acme.next_rid())
+
+
+def test_who_says_that_it_has_run_and_does_not_answer_is_found_hanging(plane: Any, shared: dict[str, Player]) -> None:
+    """What it keeps back counts against the time that a call may take, and holds up nobody."""
+    plane.change("acme", run_max_s=0.5)
+    acme, _, beta, ahead = _begin_both(shared)
+    acme.give_up(word=Word.END)
+    beta.hear_resume()
+    beta.answer(ahead)
+    assert plane.hear("hung")["slot"] == acme.worker.slot
+
+
+def test_what_waits_for_its_turn_is_not_taken_to_hang(plane: Any, shared: dict[str, Player]) -> None:
+    """However long: the time that a call may take is that of its turns."""
+    plane.change("beta", run_max_s=0.2)
+    acme, held, beta, ahead = _begin_both(shared)
+    time.sleep(0.4)
+    acme.answer(held)
+    beta.hear_resume()
+    beta.answer(ahead)
+    assert [message for message in plane.heard if message["op"] == "hung"] == []
 
 
 def test_who_has_no_turn_gives_none_back(plane: Any, shared: dict[str, Player]) -> None:

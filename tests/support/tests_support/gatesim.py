@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.leasepage import LeasePage, LeaseView, Turn
+from bedsit.ipc.slot import Word
 from bedsit.ipc.snapshot import DeviceView
 from bedsit.sandbox.worker.turns import Turns
 from bedsit.supervisor.router.gate import Gate
@@ -120,7 +121,7 @@ class Slot:
         self.in_flight: list[Batch] = []
         self.lost = self.is_away = False
         self.inbound: deque[Batch | None] = deque()  # None is a note to look at the page
-        self.outbound: deque[Batch | int] = deque()  # an answer, or the epoch that is given back
+        self.outbound: deque[Batch | tuple[Word, int]] = deque()  # an answer, or the epoch that is given back
         self.worker: Worker
 
     def send_batch(self, batch: Batch, _now_ns: int) -> None:
@@ -162,9 +163,9 @@ class Worker:
             self.inbox.append(packet)
         return False
 
-    def _say(self, epoch: int) -> None:
+    def _say(self, word: Word, epoch: int) -> None:
         if not self.router_left:
-            self.slot.outbound.append(epoch)
+            self.slot.outbound.append((word, epoch))
 
     def can_step(self) -> bool:
         """Whether it is not blocked: whatever its page says, one that is looks again when a packet comes."""
@@ -239,7 +240,8 @@ class Liar(Worker):
             self.slot.outbound.append(self.inbox[at])
             del self.inbox[at]
         elif what < 0.5:
-            self.slot.outbound.append(self.slot.page.epoch + rng.choice((-1, 0, 0, 0, 1)))
+            word = rng.choice((Word.YIELD, Word.END))
+            self.slot.outbound.append((word, self.slot.page.epoch + rng.choice((-1, 0, 0, 0, 1))))
         self.router_left = self.slot.is_away = False
 
 
@@ -367,9 +369,11 @@ class Box:
     def hear(self, slot: Slot) -> None:
         """Read one thing that its worker said."""
         said = slot.outbound.popleft()
-        if isinstance(said, int):
+        if isinstance(said, tuple):
             gate = slot.tenant.gate
-            if said != slot.page.epoch or gate is None or not gate.take_back(slot):  # type: ignore[arg-type]
+            word, epoch = said
+            is_known = gate is not None and epoch == slot.page.epoch
+            if not is_known or not gate.take_back(slot, done=word == Word.END):  # type: ignore[arg-type, union-attr]
                 self.misbehaved += 1
         elif said in slot.in_flight:
             slot.in_flight.remove(said)
@@ -418,8 +422,8 @@ class Box:
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
-    def list_steps(self) -> Iterator[Callable[[], None]]:
-        """All that can happen next without anybody from outside."""
+    def list_steps(self, *, computing: bool = True) -> Iterator[Callable[[], None]]:
+        """All that can happen next without anybody from outside; without what workers compute, if not *computing*."""
         if self.clock.is_due():
             yield self.clock.ring
         if self.overran:
@@ -427,13 +431,14 @@ class Box:
         for slot in self.slots:
             if slot.outbound:
                 yield lambda slot=slot: self.hear(slot)  # type: ignore[misc]
-            if slot.worker.can_step():
+            if slot.worker.can_step() and (computing or slot.worker.state != "running"):
                 yield lambda slot=slot: self._step(slot)  # type: ignore[misc]
 
-    def step(self, most: int = 1) -> bool:
-        """Let something happen; False when nothing can."""
+    def step(self, most: int = 1, *, promptly: bool = False) -> bool:
+        """Let something happen, *promptly* what takes no time before what does; False when nothing can."""
         for _ in range(most):
-            steps = list(self.list_steps())
+            steps = list(self.list_steps(computing=False)) if promptly else []
+            steps = steps or list(self.list_steps())
             if not steps:
                 return False
             self.rng.choice(steps)()

@@ -37,7 +37,7 @@ def make_mapped(size: int = 16 * 4096) -> Mapped:
 
 
 #: Of a worker that takes turns with nobody.
-NO_TURNS: Final = Turns(LeaseView.free(), lambda: False, lambda _epoch: None)
+NO_TURNS: Final = Turns(LeaseView.free(), lambda: False, lambda _word, _epoch: None)
 
 
 class Desk:

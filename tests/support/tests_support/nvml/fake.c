@@ -14,10 +14,13 @@
  *   hang FUNCTION K
  *   die FUNCTION K                                         a crash in the library
  *   stall FUNCTION K                                       does what it is asked for, then hangs (what cuts only)
+ *   lie K BYTES                                            limits of memory read back as this, whatever they are
  *
  * What was cut since is in the file "cuts", which all processes with the library share; each call locks it:
  *
  *   +gi K GI PROFILE START SIZE, -gi K GI, +ci K GI CI INDEX SLICES, -ci K GI CI
+ *
+ * Limits of memory that were set are in the file "limits", in order: K SOFT HARD GROUP. A group that is not there has none.
  *
  * Structures and codes are those of nvml.h as the binding declares them (pynvml.py). Which symbols there are is decided
  * when it is linked: see library.py.
@@ -31,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,12 +54,13 @@ typedef struct { int k; u32 minor, cores, mig, pending, limits, gpm, accounting;
 typedef struct { int k; u32 pid, gi; u64 bytes; } Process;
 typedef struct { int k; u64 type, datum; u32 gi; } Event;
 typedef struct { char function[TEXT]; int k, code, hangs, dies, stalls; } Fault;
+typedef struct { int k; u64 bytes; } Lie;
 
 static struct {
-    int init, gpus, profiles, gis, migs, processes, events, faults;
+    int init, gpus, profiles, gis, migs, processes, events, faults, lies;
     char driver[TEXT];
     Gpu gpu[GPUS]; Profile profile[GPUS * PROFILES]; Gi gi[GPUS * MIGS]; Mig mig[GPUS * MIGS];
-    Process process[ROWS]; Event event[ROWS]; Fault fault[ROWS];
+    Process process[ROWS]; Event event[ROWS]; Fault fault[ROWS]; Lie lie[GPUS];
 } now;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int is_open, cuts = -1;
@@ -146,6 +151,7 @@ static void read_script(void) {
         Process *r = &now.process[now.processes];
         Event *e = &now.event[now.events];
         Fault *f = &now.fault[now.faults];
+        Lie *l = &now.lie[now.lies];
         if (sscanf(line, "init %d", &now.init) == 1 || sscanf(line, "driver %95s", now.driver) == 1) continue;
         if (sscanf(line, "gpu %d %u %llu %u %d %d %u %u %u %u %u %95s %95[^\n]", &g->k, &g->minor, &g->bytes, &g->cores,
                    &g->major_cc, &g->minor_cc, &g->mig, &g->pending, &g->limits, &g->gpm, &g->accounting, g->uuid,
@@ -162,6 +168,7 @@ static void read_script(void) {
         else if (sscanf(line, "fail %95s %d %d", f->function, &f->k, &f->code) == 3) now.faults++;
         else if (sscanf(line, "hang %95s %d", f->function, &f->k) == 2) f->hangs = 1, now.faults++;
         else if (sscanf(line, "die %95s %d", f->function, &f->k) == 2) f->dies = 1, now.faults++;
+        else if (sscanf(line, "lie %d %llu", &l->k, &l->bytes) == 2) now.lies++;
         else if (sscanf(line, "stall %95s %d", f->function, &f->k) == 2) f->stalls = 1, now.faults++;
         else abort();
     }
@@ -584,13 +591,44 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Device d, u32 *count, ProcessInfo *t
 }
 
 typedef struct { const char *space; u64 soft, hard, used; } MemoryLimits;
+typedef struct { const char *space; u64 soft, hard; } NewLimits;
+
+/* Whether limits can be had of a group: its folder is there. */
+static int check_group(const Gpu *g, const char *space) {
+    struct stat found;
+    if (!g->limits || g->mig) return NOT_SUPPORTED;
+    if (!space || space[0] != '/') return INVALID;
+    return stat(space, &found) || !S_ISDIR(found.st_mode) ? NOT_FOUND : OK;
+}
 
 int nvmlDeviceGetMemoryLimits_v1(Device d, MemoryLimits *limits) {
     ENTER_GPU(d);
-    if (!g->limits || g->mig) return leave(NOT_SUPPORTED);
-    if (!limits->space || limits->space[0] != '/') return leave(INVALID);
-    limits->soft = limits->hard = ~0ULL;
+    char line[4352], group[4096];
+    int k, code = check_group(g, limits->space);
+    u64 soft, hard;
+    if (code != OK) return leave(code);
+    limits->soft = 0;
+    limits->hard = ~0ULL;
     limits->used = 0;
+    FILE *file = fopen(beside("limits"), "re");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "%d %llu %llu %4095s", &k, &soft, &hard, group) == 4 && k == g->k && !strcmp(group, limits->space))
+            limits->soft = soft, limits->hard = hard;
+    if (file) fclose(file);
+    for (int i = 0; i < now.lies; i++)
+        if (now.lie[i].k == g->k) limits->soft = limits->hard = now.lie[i].bytes;
+    return leave(OK);
+}
+
+int nvmlDeviceSetMemoryLimits_v1(Device d, const NewLimits *limits) {
+    ENTER_GPU(d);
+    int code = check_group(g, limits->space);
+    if (code != OK) return leave(code);
+    if (limits->soft > limits->hard || (limits->hard > g->bytes && limits->hard != ~0ULL)) return leave(INVALID);
+    FILE *file = fopen(beside("limits"), "ae");
+    if (!file) return leave(SYSTEM);
+    fprintf(file, "%d %llu %llu %s\n", g->k, limits->soft, limits->hard, limits->space);
+    fclose(file);
     return leave(OK);
 }
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from tests_support.nvml.cards import H100, Card
 
 _SOURCE: Final = Path(__file__).with_name("fake.c")
 #: Symbols of r615 and later.
-LIMITS: Final = ("nvmlDeviceGetMemoryLimits_v1",)
+LIMITS: Final = ("nvmlDeviceGetMemoryLimits_v1", "nvmlDeviceSetMemoryLimits_v1")
+NO_LIMIT: Final = (1 << 64) - 1
 XID: Final = 8
 DOUBLE_BIT: Final = 2
 MIG_CHANGED: Final = 0x100
@@ -106,7 +107,7 @@ class FakeNvml:
         self.gpus: list[FakeGpu] = []
         self.instances: list[FakeInstance] = []
         self.driver = "580.159.04"
-        #: Further lines, as fake.c has them: init, process, fail, hang, die.
+        #: Further lines, as fake.c has them: init, process, fail, hang, die, lie.
         self.more: list[str] = []
         self._events: list[str] = []
         self._cuts = folder / "cuts"
@@ -141,6 +142,19 @@ class FakeNvml:
     def cuts(self) -> list[str]:
         """What was cut since, in order, as fake.c writes it: ``+gi 0 1 9 4 4``, ``+ci 0 1 0 0 3``."""
         return self._cuts.read_text().splitlines() if self._cuts.exists() else []
+
+    @property
+    def limits(self) -> list[tuple[int, int, str]]:
+        """The limits of memory that were set, in order: soft, hard and the group."""
+        file = self.folder / "limits"
+        rows = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+        return [(int(soft), int(hard), group) for _, soft, hard, group in rows]
+
+    def compute(self, number: int, uses: Mapping[int, int]) -> None:
+        """Let these processes, and no others, use so many bytes of a card."""
+        self.more = [line for line in self.more if not line.startswith(f"process {number} ")]
+        self.more += [f"process {number} {pid} {used} {_NO_INSTANCE}" for pid, used in uses.items()]
+        self.write()
 
     def reboot(self) -> None:
         """Forget what was cut, as a card does."""
