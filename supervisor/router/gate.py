@@ -37,7 +37,7 @@ class Gate:
     """Lets the batches of *device* run.
 
     *form_next* takes a tenant's next batch out of its line, or gives None; *on_overrun* hears of one that has kept a
-    strict device for too long.
+    strict device for too long. *before* is what ``measure`` gave of the last gate of this device.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Gate:
         form_next: Callable[[Tenant, int], Batch | None],
         on_overrun: Callable[[Batch], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        before: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -64,9 +65,9 @@ class Gate:
         self._closed = False
         self.set_device(device)
         self._watching = False
-        self._began_ns = self._free_ns = self._clock()  # since when nobody has a turn, where nobody has
-        self.idle_ns = 0  # in which nobody had one
-        self.gaps_ns = 0  # the part of it in which somebody waited
+        self._free_ns = self._clock()  # since when nobody has a turn, where nobody has
+        wall_ns, self.idle_ns, self.gaps_ns = before
+        self._began_ns = self._free_ns - wall_ns
 
     # --- who is here -----------------------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class Gate:
         self._closed = True
 
     def measure(self, now_ns: int) -> tuple[int, int, int]:
-        """Nanoseconds since it began: all, those in which nobody had a turn, and those in which one waited too."""
+        """Nanoseconds of gates of this device: all, those in which nobody had a turn, and the part where one waited."""
         idle_ns = 0 if self._running else now_ns - self._free_ns
         return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
 
