@@ -77,6 +77,11 @@ class Gate:
         self._turn_ns = int(device.turn_ms * 1e6)
         self._hard_ns = int(device.hard_ms * 1e6)
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether workers are told by their pages when they may run."""
+        return self._turn_ns > 0
+
     def add(self, tenant: Tenant) -> None:
         """A tenant that may have work; ``update`` says on which terms."""
         self._tenants[tenant.view.name] = tenant
