@@ -56,6 +56,7 @@ class Gate:
         self._tenants: dict[str, Tenant] = {}
         self._queue = FairQueue()
         self._woken: set[str] = set()  # tenants that wait, as the queue knows
+        self._woken_ns = 0  # since when there is one
         self._running: dict[Batch, None] = {}  # those that have a turn, oldest first
         self._parked: dict[str, list[Batch]] = {}  # at a worker without a turn, by tenant: sent ahead, or yielded
         self._overran: dict[Batch, None] = {}  # their turn was taken away, and they run on
@@ -181,6 +182,8 @@ class Gate:
             self._queue.settle(name, batch.estimate_ns, batch.spent_ns - batch.charged_ns, now_ns)
         batch.charged = False
         batch.charged_ns = batch.spent_ns
+        if batch.tenant.gate is not self:
+            self._take_turns()  # nobody is pumped here for one that has left
 
     def take_back(self, slot: SlotLink, *, done: bool) -> bool:
         """The worker of *slot* gives its turn back: its batch is *done* and to be answered, or waits for another.
@@ -229,6 +232,8 @@ class Gate:
         if not waits and not tenant.waiting and name not in self._parked:
             self._rest(name)
         elif name not in self._woken:
+            if not self._woken:
+                self._woken_ns = self._clock()
             self._woken.add(name)
             self._queue.wake(name)
             return True
@@ -297,8 +302,10 @@ class Gate:
         if not parked:
             if not any(each.slot is batch.slot for each in self._running):
                 batch.slot.page.revoke()
+            self._parked[tenant.view.name] = [batch]  # first: the slot may be lost by sending, and all that is there
             batch.slot.send_batch(batch, self._clock())
-            self._parked[tenant.view.name] = [batch]
+            if batch.slot.lost:
+                return False
         self._next = batch
         return True
 
@@ -339,7 +346,7 @@ class Gate:
         if not self._running:
             self.idle_ns += now_ns - self._free_ns
             if self._woken:
-                self.gaps_ns += now_ns - self._free_ns
+                self.gaps_ns += now_ns - max(self._free_ns, self._woken_ns)
         self._running[batch] = None
         batch.began_ns = now_ns
         batch.pressed_ns = now_ns if is_wanted or not self.device.strict else 0
@@ -368,6 +375,7 @@ class Gate:
             self._close_turn(batch, now_ns)
         elif batch in self._overran:
             del self._overran[batch]
+            batch.slot.overran = ""  # what it does next is not that
         else:
             return
         if self._turn_ns and batch.tenant.gate is self:
