@@ -10,12 +10,13 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 from bedsit.ipc import snapshot as snapshots
 from bedsit.ipc.manifest import Batch, Manifest, TensorSpec
-from bedsit.ipc.snapshot import ModelView, SlotView, Snapshot, TenantView, VersionView, gate_box
+from bedsit.ipc.snapshot import DeviceView, ModelView, SlotView, Snapshot, TenantView, VersionView, gate_box
 from bedsit.supervisor.router.door import Door
 from bedsit.supervisor.router.loop import Loop
 from bedsit.supervisor.router.router import Router
@@ -70,10 +71,16 @@ class House:
     def _hear(self, message: dict[str, Any]) -> None:
         self.heard = [*self.heard[-15:], message]
 
-    def apply(self, tenants: list[TenantView], slots: list[SlotView], parallel: int = 0) -> None:
+    def apply(
+        self,
+        tenants: list[TenantView],
+        slots: list[SlotView],
+        parallel: int = 0,
+        devices: Sequence[DeviceView] = (),
+    ) -> None:
         """Be the daemon: say what there is now."""
         self._serial += 1
-        view = Snapshot(self._serial, "test", str(self.folder), tenants, slots, gate_box(parallel))
+        view = Snapshot(self._serial, "test", str(self.folder), tenants, slots, [*gate_box(parallel), *devices])
         self.router.apply(snapshots.decode(snapshots.encode(view)))
 
     def turn(self, count: int = 1) -> None:

@@ -124,8 +124,8 @@ class Stage:
                 read.append(wire.read_route(packet))
         return read
 
-    def call_innocently(self) -> None:
-        """The other tenant asks for one more, and gets it."""
+    def ask_innocently(self) -> None:
+        """The other tenant asks for one more."""
         session = self.innocent
         assert session is not None
         session.send(
@@ -133,6 +133,12 @@ class Stage:
                 Kind.REQUEST, 9, _ROW, bytes(4), tensors=1, model=1, model_version=1, arena=session.number, rows=1
             )
         )
+
+    def call_innocently(self) -> None:
+        """The other tenant asks for one more, and gets it."""
+        session = self.innocent
+        assert session is not None
+        self.ask_innocently()
         for _ in range(40):
             self.house.turn()
             for kind, ident in self.read_worker("s1", 10):
