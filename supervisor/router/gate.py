@@ -190,10 +190,15 @@ class Gate:
         if done:
             batch.ended_ns = now_ns
             self._pass_on(now_ns)
-        else:
-            # First: what was sent behind it to the same worker comes after it.
-            self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
-            self._next = None  # who was to be next did not know of this one: it may be its turn again
+            self.settle(batch, now_ns)
+            # Who is next after that is found out when its answer comes: until then its worker looks busy, and its
+            # tenant would be passed over each time.
+            if len(self._running) < self.device.parallel:
+                self.pump(batch.tenant)
+            return True
+        # First: what was sent behind it to the same worker comes after it.
+        self._parked.setdefault(batch.tenant.view.name, []).insert(0, batch)
+        self._next = None  # who was to be next did not know of this one: it may be its turn again
         self.settle(batch, now_ns)
         self.pump(batch.tenant)
         return True

@@ -119,11 +119,10 @@ class Slot:
         self.page = LeasePage(path)
         self.batches = 0
         self.in_flight: list[Batch] = []
-        self.overran = ""
         self.lost = self.is_away = False
         self.inbound: deque[Batch | None] = deque()  # None is a note to look at the page
         self.outbound: deque[Batch | tuple[Word, int]] = deque()  # an answer, or the epoch that is given back
-        self.worker = Worker(self)
+        self.worker: Worker
 
     def send_batch(self, batch: Batch, _now_ns: int) -> None:
         self.batches += 1
@@ -225,6 +224,27 @@ class Worker:
         self.state, self.batch = "idle", None
 
 
+class Liar(Worker):
+    """One that does not: it answers what it likes when it likes, and yields what it has or has not."""
+
+    def can_step(self) -> bool:
+        return self.state != "dead" and len(self.slot.outbound) < 4
+
+    def step(self, rng: Random) -> None:
+        while self.slot.inbound:
+            if (packet := self.slot.inbound.popleft()) is not None:
+                self.inbox.append(packet)
+        what = rng.random()
+        if what < 0.3 and self.inbox:
+            at = rng.randrange(len(self.inbox))
+            self.slot.outbound.append(self.inbox[at])
+            del self.inbox[at]
+        elif what < 0.5:
+            word = rng.choice((Word.YIELD, Word.END))
+            self.slot.outbound.append((word, self.slot.page.epoch + rng.choice((-1, 0, 0, 0, 1))))
+        self.router_left = self.slot.is_away = False
+
+
 class Box:
     """The router's part around gates."""
 
@@ -254,8 +274,9 @@ class Box:
         self.move(tenant, device)
         return tenant
 
-    def add_slot(self, tenant: Tenant) -> Slot:
+    def add_slot(self, tenant: Tenant, worker: type[Worker] = Worker) -> Slot:
         slot = Slot(tenant, self.folder / f"lease{next(self._numbers)}", self.clock)
+        slot.worker = worker(slot)
         self.slots.append(slot)
         self._made.append(slot)
         tenant.slots.append(slot)
@@ -401,8 +422,8 @@ class Box:
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
-    def list_steps(self) -> Iterator[Callable[[], None]]:
-        """All that can happen next without anybody from outside."""
+    def list_steps(self, *, computing: bool = True) -> Iterator[Callable[[], None]]:
+        """All that can happen next without anybody from outside; without what workers compute, if not *computing*."""
         if self.clock.is_due():
             yield self.clock.ring
         if self.overran:
@@ -410,13 +431,14 @@ class Box:
         for slot in self.slots:
             if slot.outbound:
                 yield lambda slot=slot: self.hear(slot)  # type: ignore[misc]
-            if slot.worker.can_step():
+            if slot.worker.can_step() and (computing or slot.worker.state != "running"):
                 yield lambda slot=slot: self._step(slot)  # type: ignore[misc]
 
-    def step(self, most: int = 1) -> bool:
-        """Let something happen; False when nothing can."""
+    def step(self, most: int = 1, *, promptly: bool = False) -> bool:
+        """Let something happen, *promptly* what takes no time before what does; False when nothing can."""
         for _ in range(most):
-            steps = list(self.list_steps())
+            steps = list(self.list_steps(computing=False)) if promptly else []
+            steps = steps or list(self.list_steps())
             if not steps:
                 return False
             self.rng.choice(steps)()
