@@ -32,6 +32,7 @@ class Dispatch:
         self._expire = expire
         self._overrun = overrun
         self._gates: dict[str, Gate] = {}  # by device
+        self._past: dict[str, tuple[int, int, int]] = {}  # what gates measured that are closed
         self._tenants: dict[str, Tenant] = {}
 
     @property
@@ -39,17 +40,24 @@ class Dispatch:
         """Those of the devices that tenants take turns on."""
         return self._gates.values()
 
+    def measure(self, now_ns: int) -> dict[str, tuple[int, int, int]]:
+        """What ``Gate.measure`` says of each device that tenants take turns on, or took: it never goes back."""
+        return self._past | {name: gate.measure(now_ns) for name, gate in self._gates.items()}
+
     def set_devices(self, devices: Iterable[DeviceView]) -> None:
         """These are what tenants take turns on."""
         wanted = {device.name: device for device in devices}
         for name in self._gates.keys() - wanted.keys():
-            self._gates.pop(name).close()
+            gate = self._gates.pop(name)
+            self._past[name] = gate.measure(_clock())
+            gate.close()
         for name, device in wanted.items():
-            gate = self._gates.get(name)
-            if gate is None:
-                self._gates[name] = Gate(device, self._loop, self._form_next, self._overrun)
+            there = self._gates.get(name)
+            if there is None:
+                before = self._past.pop(name, (0, 0, 0))
+                self._gates[name] = Gate(device, self._loop, self._form_next, self._overrun, before=before)
             else:
-                gate.set_device(device)
+                there.set_device(device)
         self.update(self._tenants.values())
 
     def add(self, tenant: Tenant) -> None:

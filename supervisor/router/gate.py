@@ -37,7 +37,7 @@ class Gate:
     """Lets the batches of *device* run.
 
     *form_next* takes a tenant's next batch out of its line, or gives None; *on_overrun* hears of one that has kept a
-    strict device for too long.
+    strict device for too long. *before* is what ``measure`` gave of the last gate of this device.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Gate:
         form_next: Callable[[Tenant, int], Batch | None],
         on_overrun: Callable[[Batch], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        before: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -55,6 +56,7 @@ class Gate:
         self._tenants: dict[str, Tenant] = {}
         self._queue = FairQueue()
         self._woken: set[str] = set()  # tenants that wait, as the queue knows
+        self._woken_ns = 0  # since when there is one
         self._running: dict[Batch, None] = {}  # those that have a turn, oldest first
         self._parked: dict[str, list[Batch]] = {}  # at a worker without a turn, by tenant: sent ahead, or yielded
         self._overran: dict[Batch, None] = {}  # their turn was taken away, and they run on
@@ -64,9 +66,9 @@ class Gate:
         self._closed = False
         self.set_device(device)
         self._watching = False
-        self._began_ns = self._free_ns = self._clock()  # since when nobody has a turn, where nobody has
-        self.idle_ns = 0  # in which nobody had one
-        self.gaps_ns = 0  # the part of it in which somebody waited
+        self._free_ns = self._clock()  # since when nobody has a turn, where nobody has
+        wall_ns, self.idle_ns, self.gaps_ns = before
+        self._began_ns = self._free_ns - wall_ns
 
     # --- who is here -----------------------------------------------------------------------------------------------
 
@@ -75,6 +77,11 @@ class Gate:
         self.device = device
         self._turn_ns = int(device.turn_ms * 1e6)
         self._hard_ns = int(device.hard_ms * 1e6)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether workers are told by their pages when they may run."""
+        return self._turn_ns > 0
 
     def add(self, tenant: Tenant) -> None:
         """A tenant that may have work; ``update`` says on which terms."""
@@ -114,7 +121,7 @@ class Gate:
         self._closed = True
 
     def measure(self, now_ns: int) -> tuple[int, int, int]:
-        """Nanoseconds since it began: all, those in which nobody had a turn, and those in which one waited too."""
+        """Nanoseconds of gates of this device: all, those in which nobody had a turn, and the part where one waited."""
         idle_ns = 0 if self._running else now_ns - self._free_ns
         return now_ns - self._began_ns, self.idle_ns + idle_ns, self.gaps_ns
 
@@ -175,6 +182,8 @@ class Gate:
             self._queue.settle(name, batch.estimate_ns, batch.spent_ns - batch.charged_ns, now_ns)
         batch.charged = False
         batch.charged_ns = batch.spent_ns
+        if batch.tenant.gate is not self:
+            self._take_turns()  # nobody is pumped here for one that has left
 
     def take_back(self, slot: SlotLink, *, done: bool) -> bool:
         """The worker of *slot* gives its turn back: its batch is *done* and to be answered, or waits for another.
@@ -223,6 +232,8 @@ class Gate:
         if not waits and not tenant.waiting and name not in self._parked:
             self._rest(name)
         elif name not in self._woken:
+            if not self._woken:
+                self._woken_ns = self._clock()
             self._woken.add(name)
             self._queue.wake(name)
             return True
@@ -291,8 +302,10 @@ class Gate:
         if not parked:
             if not any(each.slot is batch.slot for each in self._running):
                 batch.slot.page.revoke()
+            self._parked[tenant.view.name] = [batch]  # first: the slot may be lost by sending, and all that is there
             batch.slot.send_batch(batch, self._clock())
-            self._parked[tenant.view.name] = [batch]
+            if batch.slot.lost:
+                return False
         self._next = batch
         return True
 
@@ -333,7 +346,7 @@ class Gate:
         if not self._running:
             self.idle_ns += now_ns - self._free_ns
             if self._woken:
-                self.gaps_ns += now_ns - self._free_ns
+                self.gaps_ns += now_ns - max(self._free_ns, self._woken_ns)
         self._running[batch] = None
         batch.began_ns = now_ns
         batch.pressed_ns = now_ns if is_wanted or not self.device.strict else 0
@@ -362,6 +375,7 @@ class Gate:
             self._close_turn(batch, now_ns)
         elif batch in self._overran:
             del self._overran[batch]
+            batch.slot.overran = ""  # what it does next is not that
         else:
             return
         if self._turn_ns and batch.tenant.gate is self:

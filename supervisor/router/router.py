@@ -517,7 +517,7 @@ class Router:
     def usage(self, *, anew: bool) -> Any:
         """What was used since this process began, as a message; only what is news unless *anew*."""
         lines = ((tenant.view.number, line) for tenant in self.tenants.values() for line in tenant.lines.values())
-        return self._usage.tell(lines, self._dispatch.gates, time.monotonic_ns(), anew=anew)
+        return self._usage.tell(lines, self._dispatch, time.monotonic_ns(), anew=anew)
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Counters per tenant; *busy_us* is what its workers were clocked at."""

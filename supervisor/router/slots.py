@@ -162,8 +162,10 @@ class SlotLink:
         """Send a batch to the worker, which runs it when the last of its packets has come: all of them on one lane."""
         self.batches += 1
         left = len(batch.requests)
+        # In turns one may be sent behind another, and must not overtake it: it would run in its turn.
         over_zmq = (
             self._zmq_ready
+            and (batch.gate is None or not batch.gate.has_turns)
             and len(self.in_flight) + left <= _ZMQ_HELD
             and all(
                 request.session.token and request.session.arena_number in self._mapped for request in batch.requests
@@ -224,8 +226,9 @@ class SlotLink:
             self._post(pack_packet(Kind.CANCEL, request.rid))
 
     def resume(self) -> None:
-        """Tell the worker to look at its lease page."""
-        self._post(_RESUME)
+        """Tell the worker to look at its lease page; once is enough, where it has not read the last word yet."""
+        if not self._unsent or self._unsent[-1][0] is not _RESUME:
+            self._post(_RESUME)
 
     def forget_arena(self, session: Session) -> None:
         """The session is over and nothing of it is in flight: the worker may unmap its arena."""

@@ -5,10 +5,11 @@ and is right again with the next report. *run* says whose counters they are; the
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from bedsit.supervisor.router.gate import Gate
+from bedsit.supervisor.router.dispatch import Dispatch
 from bedsit.supervisor.router.lines import Line
 
 
@@ -36,22 +37,22 @@ class Usage:
         for line in lines:
             self._retired[tenant, *line.key] = line
 
-    def tell(self, lines: Iterable[tuple[int, Line]], gates: Iterable[Gate], now_ns: int, *, anew: bool) -> Any:
+    def tell(self, lines: Iterable[tuple[int, Line]], dispatch: Dispatch, now_ns: int, *, anew: bool) -> Any:
         """What has changed since it was told last, or with *anew* all of it, as a message to the daemon.
 
         That it is asked for again, and not *anew*, says that the last answer was heard.
         """
-        gates = list(gates)
-        under_way = {line: took_ns for gate in gates for line, took_ns in gate.list_under_way(now_ns)}
+        under_way: Counter[Line] = Counter()
+        for gate in dispatch.gates:
+            for line, took_ns in gate.list_under_way(now_ns):
+                under_way[line] += took_ns
         rows = []
         for place, line in [*(((tenant, *line.key), line) for tenant, line in lines), *self._retired.items()]:
-            row = Row(
-                *place, line.requests_total, line.busy_ns // 1000, (line.turns_ns + under_way.get(line, 0)) // 1000
-            )
+            row = Row(*place, line.requests_total, line.busy_ns // 1000, (line.turns_ns + under_way[line]) // 1000)
             if anew or self._told.get(place) != row:
                 rows.append(row)
                 self._told[place] = row
             elif place in self._retired and not line.in_flight:
                 del self._retired[place], self._told[place]
-        devices = [(gate.device.name, *(part // 1000 for part in gate.measure(now_ns))) for gate in gates]
+        devices = [(name, *(part // 1000 for part in parts)) for name, parts in dispatch.measure(now_ns).items()]
         return {"op": "usage", "run": self.run, "rows": rows, "devices": devices}

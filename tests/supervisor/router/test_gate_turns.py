@@ -171,3 +171,49 @@ def test_one_worker_has_one_turn_at_a_time(tmp_path: Path) -> None:
     go_on(box, lambda: acme.answered == 2 and beta.answered == 1)
     assert box.overruns == 0
     box.close()
+
+
+def test_who_has_left_holds_up_nobody_when_it_is_done(tmp_path: Path) -> None:
+    """The next turn begins with the answer of its batch, also where nothing waits at a worker."""
+    box = Box(tmp_path, [DeviceView("", 1, 0.0, HARD_MS, strict=False)])
+    acme, beta = box.add("acme", ""), box.add("beta", "")
+    box.ask(acme, MS)
+    box.ask(beta, MS)
+    box.move(acme, "none")
+    go_on(box, lambda: acme.answered)
+    assert beta.slots[0].in_flight
+    box.close()
+
+
+def test_a_worker_that_is_lost_by_what_it_is_sent_is_not_next(box: Box) -> None:
+    """Its batch had a turn otherwise, and the others waited for a worker that is not there."""
+    acme, beta, gamma = (box.add(name, "core") for name in ("acme", "beta", "gamma"))
+    box.ask(acme, MS)
+    beta.slots[0].on_send = lambda: box.lose(beta.slots[0])
+    box.ask(beta, MS)
+    box.ask(gamma, MS)
+    go_on(box, lambda: gamma.answered)
+    assert (beta.slots[0].lost, beta.line.turns_ns, box.overruns) == (True, 0, 0)
+
+
+def test_a_gap_begins_when_somebody_waits(box: Box) -> None:
+    """Time in which nobody wanted the device is idle, and no gap."""
+    acme, beta = box.add("acme", "core"), box.add("beta", "core")
+    box.clock.now_ns += 1000 * MS
+    box.gates["core"].inherit(beta.slots[0])  # type: ignore[arg-type]
+    box.ask(acme, MS)
+    box.clock.now_ns += 3 * MS
+    box.come_back(beta.slots[0])
+    assert box.gates["core"].measure(box.clock()) == (1003 * MS, 1003 * MS, 3 * MS)
+
+
+def test_a_slot_that_has_answered_late_is_no_longer_too_late(box: Box) -> None:
+    """The next daemon is not told that it keeps the device still."""
+    acme, beta = box.add("acme", "core"), box.add("beta", "core")
+    box.ask(acme, 300 * MS)
+    box.ask(beta, MS)
+    slot, late = acme.slots[0], acme.slots[0].in_flight[0]
+    go_on(box, lambda: box.overran)
+    slot.overran, box.overran[:] = "core", []  # there is no daemon that ends it
+    go_on(box, lambda: late not in slot.in_flight)
+    assert not slot.overran

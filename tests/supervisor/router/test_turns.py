@@ -369,6 +369,20 @@ def test_the_next_router_waits_for_who_ran_alone(plane: Any, shared: dict[str, P
     assert time.monotonic() - began > HARD_MS / 2e3
 
 
+def test_in_turns_all_goes_one_way(plane: Any) -> None:
+    """On the connection, whatever the client's lane is: what is sent behind a batch must not be at its worker first."""
+    worker, session = plane.add_pair("acme", "zmq")
+    session.lane.send(session.request(3))
+    worker.respond(worker.next_request().id)
+    assert session.answer()[0] == 3
+    plane.devices = [DeviceView("core", 1, TURN_MS, HARD_MS)]
+    plane.change("acme", turns_on="core")
+    session.lane.send(session.request(4))
+    worker.lane = worker.fast
+    worker.respond(worker.next_request().id)
+    assert session.answer()[0] == 4
+
+
 def test_the_page_is_its_owners_to_write(plane: Any, shared: dict[str, Player]) -> None:
     """The worker's user may read it; the folder keeps everybody else out."""
     path = Path(plane.run_dir / "slots" / shared["acme"].worker.slot / NAME)

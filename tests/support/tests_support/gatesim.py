@@ -119,15 +119,18 @@ class Slot:
         self.page = LeasePage(path)
         self.batches = 0
         self.in_flight: list[Batch] = []
+        self.overran = ""
         self.lost = self.is_away = False
         self.inbound: deque[Batch | None] = deque()  # None is a note to look at the page
         self.outbound: deque[Batch | tuple[Word, int]] = deque()  # an answer, or the epoch that is given back
         self.worker: Worker
+        self.on_send: Callable[[], None] = lambda: None
 
     def send_batch(self, batch: Batch, _now_ns: int) -> None:
         self.batches += 1
         self.in_flight.append(batch)
         self.inbound.append(batch)
+        self.on_send()
 
     def resume(self) -> None:
         self.inbound.append(None)
