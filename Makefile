@@ -64,7 +64,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@mkdir -p build/bench
-	@for name in overhead transport coldstart density noisy scale fairness classes utilisation restarts packing; do $(BIN)/python -m bench.$$name --json build/bench/$$name.json $(ARGS); done
+	@for name in overhead transport coldstart density noisy scale fairness accounting classes utilisation restarts packing; do $(BIN)/python -m bench.$$name --json build/bench/$$name.json $(ARGS); done
 
 docs: $(READY)
 	@$(BIN)/python -m docs.check

@@ -35,7 +35,7 @@ _WARM_S: Final = 2.0
 
 def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch that every benchmark has
     """One bedsit, one run."""
-    seconds = 15.0 if quick else 60.0
+    seconds = 8.0 if quick else 60.0
     with Box({"pool_size": 1, "parallel": 1}) as box, ExitStack() as stack:
         names = [f"t{index}" for index in range(len(_WEIGHTS))]
         for name, weight in [*zip(names, _WEIGHTS, strict=True), (_LONE, 1)]:

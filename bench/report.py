@@ -34,7 +34,7 @@ def run(
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", allow_abbrev=False)
     add_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
-    parser.add_argument("--quick", action="store_true", help="under 45 s, with fewer samples")
+    parser.add_argument("--quick", action="store_true", help="a minute at most, with fewer samples")
     options = vars(parser.parse_args())
     file, quick = options.pop("json"), options.pop("quick")
     _begin_without_threads(name)

@@ -38,7 +38,7 @@ _VICTIM_MS: Final = 5.0
 _LOAD: Final = 0.02
 #: What the seven others ask for: how long, and in steps of what.
 _AGGRESSORS: Final = ((10.0, 0.0), (10.0, 0.0), (10.0, 0.0), (10.0, 0.0), (100.0, 0.5), (100.0, 0.5), (100.0, 0.5))
-_FLOOR_TURNS: Final = 1000
+_FLOOR_TURNS: Final = 500
 _FLOOR_MS: Final = 2.0
 
 
@@ -58,7 +58,7 @@ def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch tha
         try:
             keep_off(box, others)
             floors = [_measure_floor(core, others)]
-            weights = _measure_weights(box, 10.0 if quick else 30.0)
+            weights = _measure_weights(box, 6.0 if quick else 30.0)
             floors.append(_measure_floor(core, others))
             victim = _measure_victim(box, 6.0 if quick else 40.0, 1 if quick else 4)
             walls = box.status()["walls"]

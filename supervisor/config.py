@@ -75,6 +75,10 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order: Literal["pack", "spread"] = "pack"
     #: How many times over the memory of a time-sliced GPU may be promised.
     memory_factor: float = 1.0
+    #: How many times over the time of a shared device may be promised to tenants of each class.
+    share_factors: dict[ServiceClass, float] = msgspec.field(
+        default_factory=lambda: {"realtime": 1.0, "interactive": 2.0, "batch": 4.0}
+    )
     #: On a device that tenants take turns on, a batch that can yield does so after this time, while others wait.
     turn_ms: float = 10.0
     #: A batch that has kept such a device for longer costs its tenant the slot.
@@ -246,6 +250,8 @@ def _check(config: Config) -> None:
     for key in ("turn_ms", "hard_ms"):
         require(f"devices.{key}", "must be above 0 and finite", ok=0 < getattr(devices, key) < math.inf)
     require("devices.hard_ms", "must not be below devices.turn_ms", ok=devices.hard_ms >= devices.turn_ms)
+    factors = devices.share_factors.values()
+    require("devices.share_factors", "must be from 1 to 16", ok=all(1 <= factor <= _MAX_FACTOR for factor in factors))
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
     require("devices.warm", "must be below max_slots", ok=0 <= devices.warm < config.max_slots)
     if devices.warm:  # how many devices are sat on nobody knows yet

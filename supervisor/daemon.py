@@ -30,6 +30,7 @@ from bedsit.supervisor.config import Config
 from bedsit.supervisor.control import Control
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.desk import Desk, now_text, wish_of
+from bedsit.supervisor.devices.claims import Claims
 from bedsit.supervisor.devices.partitions.declared import read_partitions
 from bedsit.supervisor.devices.partitions.keeper import Partitions
 from bedsit.supervisor.devices.partitions.there import list_seats
@@ -240,6 +241,7 @@ class Daemon:
             unit=folders.nvml_socket if units else None,
             shared=config.devices.shared_cores,
             looked=lambda: usher.look(),  # noqa: PLW0108 - made below
+            claims=Claims(),
         )
         undo.push_async_callback(devices.close)
         memory = Holder(devices, backend, lambda slot, text: events.add("memory.unlimited", text, slot=slot))

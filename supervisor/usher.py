@@ -48,7 +48,7 @@ class Usher:
     @property
     def rules(self) -> Rules:
         """How its operator wants tenants to be placed."""
-        return Rules(self.settings.order, memory_factor=self.settings.memory_factor)
+        return Rules(self.settings.order, self.settings.share_factors, self.settings.memory_factor)
 
     async def read(self, row: TenantRow | NewTenant) -> Request | None:
         """What the tenant asks for, once what there is has been looked at. Raises ``device.invalid``."""

@@ -18,9 +18,8 @@ def explain_stuck(slot: str) -> Trouble:
     )
 
 
-def block(box: Box, stuck: Mapping[str, str]) -> Box:
-    """The box with those devices in trouble; *stuck* has the device of each slot: a GPU, a part of one, or cores."""
-    troubles = {device: explain_stuck(slot) for slot, device in stuck.items()}
+def block(box: Box, troubles: Mapping[str, Trouble]) -> Box:
+    """The box with these devices in trouble: GPUs, parts of some, or cores."""
     return replace(
         box,
         gpus=tuple(_block_gpu(gpu, troubles) for gpu in box.gpus),

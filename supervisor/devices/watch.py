@@ -15,6 +15,7 @@ from typing import Any, Final
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.budget import Budget
 from bedsit.supervisor.devices import faults
+from bedsit.supervisor.devices.claims import FOREIGN, Claims
 from bedsit.supervisor.devices.cores import find_cpus, find_usable
 from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience, Refused
 from bedsit.supervisor.devices.inventory import Change, Inventory
@@ -93,6 +94,7 @@ class Devices:
         unit: Path | None = None,
         shared: Mapping[str, str] = MappingProxyType({}),
         looked: Callable[[], None] = lambda: None,
+        claims: Claims | None = None,
     ) -> None:
         self._tell = tell
         self._told = looked
@@ -116,8 +118,10 @@ class Devices:
         #: GPU instances, by GPU and number, that are being destroyed, and that were since the GPU was looked at.
         self._leaving: set[tuple[str, int]] = set()
         self._left: set[tuple[str, int]] = set()
-        #: Slots that cannot be ended, and the device of each.
+        #: Slots that cannot be ended, and the device of each; and devices that another daemon hands out.
         self._stuck: dict[str, str] = {}
+        self._claims = claims
+        self._foreign: set[str] = set()
         #: Who computes on a GPU, by its UUID, where that was asked for since it was looked at.
         self._computing: dict[str, tuple[Process, ...]] = {}
         self._look_at_cores()
@@ -131,7 +135,22 @@ class Devices:
             box = replace(box, gpus=tuple(gpus))
         gone = self._leaving | self._left
         box = replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
-        return block(box, self._stuck) if self._stuck else box
+        troubles = {device: explain_stuck(slot) for slot, device in self._stuck.items()}
+        troubles |= dict.fromkeys(self._foreign, FOREIGN)
+        return block(box, troubles) if troubles else box
+
+    def _claim(self) -> None:
+        """Take what is there, as far as nobody else has."""
+        if self._claims is not None:
+            box = self._inventory.box(self._cpus)
+            names = {*(gpu.uuid for gpu in box.gpus), *(part.id for part in self._turns)}
+            cores = {part.id: [f"core {core}" for core in part.cores] for part in self._turns}
+            foreign = {name for name in names if not all(map(self._claims.take, cores.get(name, [name])))}
+            for name in foreign - self._foreign:
+                self._tell(Change("device.degraded", name, f"{FOREIGN.what}; {FOREIGN.mend}"))
+            for name in self._foreign - foreign:
+                self._tell(Change("device.recovered", name, "it is this bedsitd's to hand out"))
+            self._foreign = foreign
 
     def stick(self, slot: str, device: str) -> None:
         """A slot on this device cannot be ended: nobody new is put there until `unstick`."""
@@ -219,6 +238,8 @@ class Devices:
             except _NoAnswer as e:
                 rest_s = self._rhythm.rest_max_s if e.lasts else self._rhythm.rest(self._rhythm.rest_s, failures)
                 failures += 1
+            if self._foreign:  # somebody else may let go of it
+                rest_s = min(rest_s, self._rhythm.round_s)
             self._looked.set()
             self._round.set()
             self._round = asyncio.Event()
@@ -229,16 +250,21 @@ class Devices:
                     await self._wake.wait()
 
     async def close(self) -> None:
-        """End the helper."""
+        """End the helper, and leave the devices to others."""
         if self._helper is not None:
             await self._helper.close()
+        if self._claims is not None:
+            self._claims.close()
 
     async def _look_around(self) -> None:
         """One round. Nobody else has the helper meanwhile. Raises _NoAnswer where it broke off."""
         async with self._turn:
             self._look_at_cores()
             self._inventory.cap_minors = read_cap_minors(self._proc)
-            await self._look_at_all()
+            try:
+                await self._look_at_all()
+            finally:
+                self._claim()
 
     def _look_at_cores(self) -> None:
         self._turns = tuple(list_shared(self._shared, find_usable()))

@@ -20,6 +20,7 @@ KEYS = {
     | {"private_mib", "page_tables_mib"},
     "noisy": {"percentile", "attacks"},
     "classes": {"realtime", "batch"},
+    "accounting": {"rounds"},
     "restarts": {"daemon_stopped", "daemon_killed", "router_stopped", "router_killed", "zygote_killed"}
     | {"requests", "errors"},
 }

@@ -153,7 +153,10 @@ def mapped(pid: int) -> list[str]:
 
 @attempt(**SHARED, part="attack", outcome="nothing shared is mapped")
 def test_no_trusted_process_maps_what_is_shared(loud: Box) -> None:
-    """While an arena is in use, router, zygote and inits map nothing shared, and the daemon only its own database."""
+    """While an arena is in use, zygote and inits map nothing shared, the daemon only its own database.
+
+    And the router only its lease pages: no other user may write to them, or to the folder that they are in.
+    """
     with Client("loud", run_dir=str(loud.run_dir)) as client:
         with contextlib.suppress(BedsitError):
             client.infer("fine", {"x": np.ones(100_000, np.float32)}, timeout_s=30)
@@ -162,8 +165,14 @@ def test_no_trusted_process_maps_what_is_shared(loud: Box) -> None:
         loud.admin.close()
         assert daemon is not None
         inits = [parent_of(slot["worker_pid"]) for slot in slots]
-        for pid in (status["router"]["pid"], status["zygote"]["pid"], *inits):
+        for pid in (status["zygote"]["pid"], *inits):
             assert mapped(pid) == [], pid
+        router = status["router"]["pid"]
+        for page in map(Path, mapped(router)):
+            assert page.parent.parent == loud.run_dir / "slots"
+            for path, mode in ((page, 0o644), (page.parent, 0o750)):
+                assert path.stat().st_uid == Path(f"/proc/{router}").stat().st_uid
+                assert path.stat().st_mode & 0o777 == mode
         assert all(name.startswith(str(loud.state_dir)) for name in mapped(daemon))
 
 

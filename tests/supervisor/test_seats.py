@@ -210,3 +210,16 @@ def test_an_operator_sees_who_sits_where_and_why(new_box: Callable[[], Any]) -> 
     assert (item["fits"], item["seat"]["devices"]) == (True, ["turns"])
     assert "beside others" in command(box, "tenant", "explain", "speech", "--device", "none")
     assert box.call("tenant.show", name="speech")["wish"]["device"] == "core:0.6"
+
+
+def test_two_daemons_do_not_hand_out_the_same_cores(new_box: Callable[[], Any]) -> None:
+    """Each would let a tenant run there as if nobody else did: the second one has to wait until the device is free."""
+    first, second = make(new_box(), shared=True), make(new_box(), shared=True)
+    first.tenant("speech", device="core:0.25")
+    assert refusal(second, "tenant.create", name="vision", device="core:0.25").code == "device.full"
+    (row,) = [row for row in second.call("device.list")["devices"] if row["id"] == "turns"]
+    assert (row["state"], "another bedsitd" in row["trouble"]["what"]) == ("degraded", True)
+    first.call("tenant.delete", name="speech")
+    first.stop_daemon()
+    second.wait_event("device.recovered")
+    second.tenant("vision", device="core:0.25")
