@@ -75,18 +75,32 @@ class Calls:
 
         They are read before, so that nothing is left to do but to run when the turn begins.
         """
-        calls = []
+        calls: list[_Call] = []
+        refused: list[tuple[Order, bytes]] = []
         for order in orders:
             try:
                 if is_cancelled(order):
-                    raise error("request.cancelled", "the caller withdrew the request")
+                    raise _withdrawn()
                 calls.append(self._prepare(order))
             except Exception as e:  # noqa: BLE001 - what is wrong with a packet is its sender's error, whatever it is
-                order.reply(_refuse(order, e))
-        if not calls or not self._turns.begin():
-            return  # nothing is left, or there is another router, which knows nothing of these
+                refused.append((order, _refuse(order, e)))
+        if calls:
+            _reply(refused)
+            refused = []
+        # else they are all of the batch: it is over with its last answer, and so is the turn of whatever is behind it
+        # if that comes before its own.
+        if not self._turns.begin():
+            return  # there is another router, which knows nothing of these
+        if withdrawn := {call[0].fields[4] for call in calls if is_cancelled(call[0])}:  # while they waited
+            refused = [(order, _refuse(order, _withdrawn())) for order in orders if order.fields[4] in withdrawn]
+            calls = [call for call in calls if call[0].fields[4] not in withdrawn]
         end = self._turns.end
-        packets = [_run_one(calls[0], end)] if len(calls) == 1 else _run_many(calls, end)
+        if not calls:
+            end()
+            packets = []
+        else:
+            packets = [_run_one(calls[0], end)] if len(calls) == 1 else _run_many(calls, end)
+        _reply(refused)
         for call, packet in zip(calls, packets, strict=True):
             call[0].reply(packet)
 
@@ -110,6 +124,15 @@ class Calls:
             raise error("model.not_found", "this worker has no such model")
         refs, regions = wire.decode_request(raw, fields[13], fields[14])
         return _Plan(model, find_places(model.manifest.inputs, refs, wire.body_at(len(raw))), regions)
+
+
+def _reply(answers: Sequence[tuple[Order, bytes]]) -> None:
+    for order, packet in answers:
+        order.reply(packet)
+
+
+def _withdrawn() -> BedsitError:
+    return error("request.cancelled", "the caller withdrew the request")
 
 
 def _run_one(call: _Call, end: Callable[[], None]) -> bytes:

@@ -50,6 +50,7 @@ class Lanes:
         self._buffer = bytearray(ROOM)
         self._view = memoryview(self._buffer)
         self._inbox: deque[Order] = deque()
+        self._batch: list[Order] = []  # handed out; it may wait for its turn
         self._cancelled: set[int] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._zmq: ZmqChannel | None = None
@@ -64,11 +65,14 @@ class Lanes:
         """
         if look:
             self._fetch_all()
+        if self._cancelled:  # of the last batch, some of it too late
+            self._cancelled.intersection_update([order.fields[4] for order in self._inbox])
         batch: list[Order] = []
+        self._batch = batch
         while not batch or batch[-1].fields[5]:  # packets of the same batch that follow
             while (order := self._next(batch)) is None:
                 if self.hear():
-                    batch = []  # another router: what the last one sent is of no use
+                    self._batch = batch = []  # another router: what the last one sent is of no use
             batch.append(order)
         return batch
 
@@ -145,7 +149,7 @@ class Lanes:
             return  # the router sends no such thing
         if fields[2] != _CANCEL:
             self._inbox.append(Order(packet, fields, reply))
-        elif any(order.fields[4] == fields[4] for order in self._inbox):
+        elif any(order.fields[4] == fields[4] for order in (*self._inbox, *self._batch)):
             self._cancelled.add(fields[4])
 
     def _obey(self, note: Note, ancillary: list[tuple[int, int, bytes]]) -> None:

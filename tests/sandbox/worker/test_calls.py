@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Callable
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 
 from bedsit.ipc import wire
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.leasepage import LeasePage, LeaseView
 from bedsit.ipc.manifest import DTYPES
+from bedsit.ipc.slot import Word
 from bedsit.ipc.tensors import as_torch
 from bedsit.ipc.wire import INLINE_BYTES, Kind
 from bedsit.sandbox.worker.calls import as_failure
+from bedsit.sandbox.worker.turns import Turns
 from tests_support.packets import Y, arena_ref, inline_ref, row_of, some_values, take_apart
 from tests_support.workers import NUMBER, SIZE, Desk, code_of, error_of
 
@@ -388,6 +392,37 @@ def test_a_cancelled_request_does_not_run() -> None:
     pendings = desk.infer_all({"x": _numbers(2)}, cancelled=[0])
     assert code_of(pendings[0]) == "request.cancelled"
     assert len(desk.seen) == 1
+
+
+def test_what_is_withdrawn_while_it_waits_for_its_turn_does_not_run() -> None:
+    """Each request is asked about when its turn has begun as well; the others of its batch run."""
+    desk = Desk(lambda x: x + 1, batch=_BATCH)
+    begun = [desk.session.begin(desk.info, None, {"x": _numbers(2)}, 0) for _ in range(3)]
+    orders = [desk.order(packet) for _, packet in begun]
+    answers = iter([False, False, False, False, True, False])
+    desk.calls.answer(orders, lambda _order: next(answers))
+    assert sorted(wire.read_envelope(reply).kind for reply in desk.replies) == [
+        Kind.RESPONSE,
+        Kind.RESPONSE,
+        Kind.ERROR,
+    ]
+    assert [len(inputs[0]) for inputs in desk.seen] == [4]
+
+
+def test_a_batch_that_is_refused_is_answered_in_its_turn(tmp_path: Path) -> None:
+    """Its last answer ends its turn: what is behind it would run in that if it came before."""
+    page = LeasePage(tmp_path / "lease")
+    page.revoke()
+    said: list[tuple[Word, int]] = []
+    turns = Turns(
+        LeaseView.open(str(tmp_path / "lease")), lambda: bool(page.grant(1 << 62)), lambda *it: said.append(it)
+    )
+    desk = Desk(lambda x: x + 1, batch=_BATCH, turns=turns)
+    order = desk.order(desk.session.begin(desk.info, None, {"x": _numbers(2)}, 0)[1])
+    desk.calls.answer([order], lambda _order: True)
+    assert [error_of(reply).code for reply in desk.replies] == ["request.cancelled"]
+    assert (said, page.epoch) == ([(Word.END, 1)], 1)
+    page.close()
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class Desk:
         *,
         tensors: Tensors = "numpy",
         size: int = SIZE,
+        turns: Turns = NO_TURNS,
         **more: Any,
     ) -> None:
         self.info = make_info(inputs, outputs, **more)
@@ -62,9 +63,7 @@ class Desk:
         self.bundle = Bundle(Path("/nonexistent"), self.info.manifest, -1, {})
         self.model = call
         self.seen: list[tuple[torch.Tensor, ...]] = []
-        self.calls = Calls(
-            {(self.info.number, self.info.version): Runner(self.bundle, self._call)}, self.arenas, NO_TURNS
-        )
+        self.calls = Calls({(self.info.number, self.info.version): Runner(self.bundle, self._call)}, self.arenas, turns)
         self.replies: list[bytes] = []
 
     def open_arena(self, number: int, size: int = SIZE) -> Arena:
