@@ -17,7 +17,7 @@ from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.control import Control, UsageReport
 from bedsit.supervisor.evasion import Count, Evasion
 from bedsit.supervisor.holdings import Holding
-from bedsit.supervisor.ledger import Ledger, Sample
+from bedsit.supervisor.ledger import Ledger, Sample, Taken
 from bedsit.supervisor.log import get_log
 from bedsit.supervisor.registry import Registry, TenantRow
 from bedsit.supervisor.room import LiveSlot
@@ -52,6 +52,8 @@ class Books:
     _evasion: Evasion = field(default_factory=Evasion)
     #: By tenant, model and version, as the router told it last.
     _turns_us: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    #: What the ledger could not be told.
+    _unwritten: dict[tuple[int, int, int], Taken] = field(default_factory=dict)
     _run: str = ""
     _held_at_us: int = field(default_factory=_now_us)
     #: Tenants that were deleted, the last of them, with their models: they pay for their last seconds, too.
@@ -69,18 +71,22 @@ class Books:
 
     async def bring_up_to_date(self) -> None:
         """Ask everybody now."""
-        await self.control.ask_usage(_ANSWER_S)
+        has_answered = await self.control.ask_usage(_ANSWER_S)
         samples = list(self._sample_all())
         self._try(lambda: self.ledger.sample(samples))
         self._reside()
-        self._compare(samples)
+        if has_answered:  # else turns are missing, and who had them would be taken for one that computed without
+            self._compare(samples)
 
     def hear(self, report: UsageReport) -> None:
         """The router says what it counted."""
         if report.run != self._run:
-            self._run, self._turns_us = report.run, {}
-        self._turns_us |= {(row.tenant, row.model, row.version): row.turns_us for row in report.rows}
-        self._try(lambda: self.ledger.hear(report.run, report.rows, report.devices, self._find_names))
+            self._run, self._turns_us, self._unwritten = report.run, {}, {}
+        rows = {(row.tenant, row.model, row.version): row for row in report.rows}
+        self._turns_us |= {place: row.turns_us for place, row in rows.items()}
+        rows = self._unwritten | rows  # the router tells again only what has changed
+        is_written = self._try(lambda: self.ledger.hear(report.run, rows.values(), report.devices, self._find_names))
+        self._unwritten = {} if is_written else rows
 
     def part_with(self, row: TenantRow) -> None:
         """A tenant is about to be deleted."""
@@ -116,7 +122,7 @@ class Books:
 
     def _reside(self) -> None:
         now_us = _now_us()
-        passed_us, self._held_at_us = now_us - self._held_at_us, now_us
+        passed_us = now_us - self._held_at_us
         held = list(self.holdings())
         numbers = {row.name: row.number for row in self.registry.seated()}
         tenants = [
@@ -125,7 +131,8 @@ class Books:
             if each.tenant in numbers
         ]
         devices = [(each.device, passed_us, 0 if each.tenant else passed_us) for each in held]
-        self._try(lambda: self.ledger.reside(tenants, devices))
+        if self._try(lambda: self.ledger.reside(tenants, devices)):
+            self._held_at_us = now_us
 
     def _compare(self, samples: Sequence[Sample]) -> None:
         """End the slots of who computes out of turn on cores that others take turns on."""
@@ -157,9 +164,11 @@ class Books:
     def _list_models(self, tenant: int) -> dict[int, str]:
         return {each.number: each.name for each in self.registry.models(tenant)}
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], None]) -> bool:
         """A ledger that cannot be written loses nothing by it: counters go on, and are added when it can."""
         try:
             write()
         except sqlite3.Error as e:
             get_log().warning("ledger.behind", error=str(e))
+            return False
+        return True

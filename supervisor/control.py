@@ -184,12 +184,14 @@ class Control:
         fresh = await self._wait(lambda: self._active_count > before or self._writer is None, timeout_s)
         return self._active if fresh and self._active_count > before else None
 
-    async def ask_usage(self, timeout_s: float) -> None:
-        """Have the router say what it counted, to ``hear_usage``; it may not answer."""
-        if self._writer is not None:
-            before = self._usage_count
-            self._send(encode_frame({"op": "usage"}))
-            await self._wait(lambda: self._usage_count > before or self._writer is None, timeout_s)
+    async def ask_usage(self, timeout_s: float) -> bool:
+        """Have the router say what it counted, to ``hear_usage``. False when it does not answer."""
+        if self._writer is None:
+            return False
+        before = self._usage_count
+        self._send(encode_frame({"op": "usage"}))
+        await self._wait(lambda: self._usage_count > before or self._writer is None, timeout_s)
+        return self._usage_count > before
 
     async def wait_gone(self, timeout_s: float) -> bool:
         """Wait until no router is connected. False when it stays."""
