@@ -19,11 +19,12 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _MIB: Final = 1 << 20
 #: A slot that nobody looked at for longer has memory that nobody knows of.
 _BLIND_S: Final = 3600.0
+#: ``total`` and not ``sum``, and nothing above 2^60: what a router says may be absurd, and must spoil nobody's rows.
 _BY: Final[dict[By, str]] = {
     "tenant": """
-        SELECT tenant_name AS tenant, sum(requests) AS requests, sum(worker_us) / 1e6 AS worker_s,
-            sum(device_us) / 1e6 AS device_s, sum(cpu_us) / 1e6 AS cpu_s, sum(memory_mib_s) / 1024 AS memory_gib_s,
-            sum(vram_mib_s) / 1024 AS vram_gib_s
+        SELECT tenant_name AS tenant, CAST(total(requests) AS INTEGER) AS requests, total(worker_us) / 1e6 AS worker_s,
+            total(device_us) / 1e6 AS device_s, total(cpu_us) / 1e6 AS cpu_s,
+            total(memory_mib_s) / 1024 AS memory_gib_s, total(vram_mib_s) / 1024 AS vram_gib_s
         FROM (
             SELECT hour, tenant, tenant_name, requests, worker_us, turns_us AS device_us, 0 AS cpu_us,
                 0.0 AS memory_mib_s, 0.0 AS vram_mib_s FROM usage_models
@@ -33,15 +34,15 @@ _BY: Final[dict[By, str]] = {
         GROUP BY tenant ORDER BY tenant_name, tenant
     """,
     "model": """
-        SELECT tenant_name AS tenant, model_name AS model, version, sum(requests) AS requests,
-            sum(worker_us) / 1e6 AS worker_s, sum(turns_us) / 1e6 AS device_s
+        SELECT tenant_name AS tenant, model_name AS model, version, CAST(total(requests) AS INTEGER) AS requests,
+            total(worker_us) / 1e6 AS worker_s, total(turns_us) / 1e6 AS device_s
         FROM usage_models WHERE hour >= :since AND (:tenant IS NULL OR tenant_name = :tenant)
         GROUP BY usage_models.tenant, usage_models.model, version
         ORDER BY tenant_name, usage_models.tenant, model_name, version
     """,
     "device": """
-        SELECT device, sum(wall_us) / 1e6 AS wall_s, sum(wall_us - idle_us) / 1e6 AS used_s,
-            sum(idle_us) / 1e6 AS idle_s, sum(gaps_us) / 1e6 AS gaps_s
+        SELECT device, total(wall_us) / 1e6 AS wall_s, (total(wall_us) - total(idle_us)) / 1e6 AS used_s,
+            total(idle_us) / 1e6 AS idle_s, total(gaps_us) / 1e6 AS gaps_s
         FROM usage_devices WHERE hour >= :since AND :tenant IS NULL GROUP BY device ORDER BY device
     """,
 }
@@ -111,8 +112,8 @@ class Ledger:
                     name, model = names(row.tenant, row.model) or self._remember(row.tenant, row.model)
                     db.execute(
                         "INSERT INTO usage_models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                        " requests = requests + excluded.requests, worker_us = worker_us + excluded.worker_us,"
-                        " turns_us = turns_us + excluded.turns_us",
+                        " requests = min(requests + excluded.requests, 1 << 60), worker_us = min(worker_us +"
+                        " excluded.worker_us, 1 << 60), turns_us = min(turns_us + excluded.turns_us, 1 << 60)",
                         (hour, row.tenant, name, row.model, model, row.version, *more),
                     )
             for each in devices:
@@ -178,8 +179,11 @@ class Ledger:
 
     def _remember(self, tenant: int, model: int) -> tuple[str, str]:
         """The names that a tenant and a model had, which are gone."""
-        query = "SELECT tenant_name, model_name FROM usage_models WHERE tenant = ? ORDER BY model = ? DESC LIMIT 1"
-        found = self._db.execute(query, (tenant, model)).fetchone()
+        query = (
+            "SELECT tenant_name, iif(model = ?2, model_name, ?3) FROM usage_models WHERE tenant = ?1"
+            " ORDER BY model = ?2 DESC LIMIT 1"
+        )
+        found = self._db.execute(query, (tenant, model, f"#{model}")).fetchone()
         return found or (f"#{tenant}", f"#{model}")
 
     def _add_tenant(
@@ -203,8 +207,10 @@ class Ledger:
     def _add_device(self, hour: str, device: str, wall_us: int, idle_us: int, gaps_us: int) -> None:
         if wall_us:
             self._db.execute(
-                "INSERT INTO usage_devices VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET wall_us = wall_us +"
-                " excluded.wall_us, idle_us = idle_us + excluded.idle_us, gaps_us = gaps_us + excluded.gaps_us",
+                "INSERT INTO usage_devices VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " wall_us = min(wall_us + excluded.wall_us, 1 << 60),"
+                " idle_us = min(idle_us + excluded.idle_us, 1 << 60),"
+                " gaps_us = min(gaps_us + excluded.gaps_us, 1 << 60)",
                 (hour, device, wall_us, idle_us, gaps_us),
             )
 
