@@ -20,6 +20,7 @@ _UNITS: Final = {
     "TB": 10**12,
 }
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DAY_S: Final = 86_400.0
 _NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?"  # not \d, which takes the digits of every script
 _QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
 _SHARE: Final = re.compile(rf"({_NUMBER})\s*(%?)")
@@ -76,6 +77,12 @@ def parse_span(text: str) -> float:
     if not seconds:
         raise error("input.invalid", f"{text!r} is no time at all", "write a number above 0 and a unit: 500ms, 30s, 2m")
     return seconds
+
+
+def parse_past(text: str) -> float:
+    """How far back, in seconds: as a span, and in days (``7d``), too. Raises ``input.invalid``."""
+    number, unit = _split(text)
+    return number * _DAY_S if number and unit == "d" else parse_span(text)
 
 
 def parse_count(text: str) -> int:

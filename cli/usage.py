@@ -10,7 +10,7 @@ from bedsit.cli.command import make_app, verb
 from bedsit.cli.complete import complete_tenants
 from bedsit.cli.option import read_option
 from bedsit.cli.table import Column, Row, field
-from bedsit.cli.text import parse_span
+from bedsit.cli.text import parse_past
 
 app = make_app()
 
@@ -84,7 +84,7 @@ def show_usage(
     Device time is that of turns on a shared device, and that of having one alone. Nothing here is what a worker said:
     the router's clock and the kernel's counters are added up.
     """
-    span_s = read_option("--since", since, parse_span)
+    span_s = read_option("--since", since, parse_past)
     hours = _DAY_H if span_s is None else span_s / _HOUR_S
     answer = box.call("usage.list", tenant=tenant, by=by.value, hours=hours)
     box.screen.show_rows("usage", answer["usage"], _COLUMNS[by], _name)
