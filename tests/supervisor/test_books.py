@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from bedsit.ipc.errors import error
+from bedsit.ipc.errors import BedsitError, error
 from bedsit.sandbox.cgroup import Stats
 from bedsit.supervisor import stimuli as on
+from bedsit.supervisor.admin.schema import UsageList, read_request
+from bedsit.supervisor.admin.usage import list_all
 from bedsit.supervisor.books import Books
 from bedsit.supervisor.control import UsageReport
 from bedsit.supervisor.evasion import Evasion
@@ -151,3 +153,23 @@ def test_who_was_deleted_pays_for_its_last_seconds(office: Office) -> None:
     (row,) = office.ledger.read("tenant", "")
     assert (row["tenant"], row["requests"], row["cpu_s"]) == ("acme", 2, 1.5)
     assert office.ledger._db.execute("SELECT count(*) FROM usage_seen WHERE source = 'slot'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"hours": -1}, {"hours": float("nan")}, {"hours": 1e9}, {"by": "moon"}, {"tenant": "../x"}, {"hours": "1"}],
+)
+def test_what_makes_no_sense_is_no_request(fields: dict[str, Any]) -> None:
+    """It is refused before anybody is asked."""
+    with pytest.raises(BedsitError, match=r"request\.invalid"):
+        read_request({"op": "usage.list", **fields})
+
+
+def test_a_device_is_nobodys_alone(office: Office) -> None:
+    """What a tenant had of it is asked for by tenant or model."""
+    desk: Any = SimpleNamespace(books=office.books)
+    with pytest.raises(BedsitError, match=r"request\.invalid"):
+        asyncio.run(list_all(desk, UsageList(by="device", tenant="acme"), SimpleNamespace()))  # type: ignore[arg-type]
+    for by in ("tenant", "model", "device"):
+        answer = asyncio.run(list_all(desk, UsageList(by=by, hours=0.0), SimpleNamespace()))  # type: ignore[arg-type]
+        assert answer["since"].endswith(":00:00Z")

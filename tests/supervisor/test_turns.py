@@ -94,9 +94,9 @@ def later(box: Any, tenant: str, seconds: float, step: float = 0.0) -> Iterator[
 
 
 def device_s(box: Any, tenant: str) -> float:
-    """What the tenant has paid for."""
+    """What tenants of that name have paid for, those that are gone with it."""
     rows = box.call("usage.list", by="tenant", tenant=tenant)["usage"]
-    return float(rows[0]["device_s"]) if rows else 0.0
+    return float(sum(row["device_s"] for row in rows))
 
 
 def test_long_calls_share_a_core_by_yielding(shared_box: Any) -> None:
@@ -214,7 +214,9 @@ def test_a_tenant_that_is_deleted_has_paid(shared_box: Any) -> None:
 
     assert device_s(shared_box, "acme") >= 0.3
     rows = shared_box.call("usage.list", by="model", tenant="acme")["usage"]
-    assert [(row["model"], row["version"]) for row in rows if row["device_s"] > 0.25] == [("echo", 1)]
+    last = rows[-1]  # before it are tenants of other tests that are gone
+    assert (last["model"], last["version"]) == ("echo", 1)
+    assert last["device_s"] > 0.25
     row = shared_box.call("usage.list", by="tenant", tenant="acme")["usage"][-1]
     assert row["cpu_s"] >= 0.1
     assert row["memory_gib_s"] > 0
