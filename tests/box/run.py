@@ -24,7 +24,7 @@ from tests.box.image import find_image
 from tests.box.machine import PROGRAM, Machine
 from tests.box.parcel import pack_parcel
 
-_DEADLINE_S: Final = 1200
+_DEADLINE_S: Final = 1800
 #: From the order to power off until the machine is off, with slots running, on an emulated processor.
 _POWER_OFF_S: Final = 15.0
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bedsit" / "box"

@@ -17,13 +17,13 @@ _UNIT = "box-tests.service"
 _SAID = Path("/run/box-tests.log")
 
 
-@check("wheel", within_s=480)
+@check("wheel", within_s=660)
 def jail_and_limits() -> str:
     """What of tests/sandbox depends on cgroups, on the kernel, or on who started us."""
     return _run_tests(*(f"tests/sandbox/test_{name}.py" for name in _JAIL), "-k", "not torch")
 
 
-@check("wheel", within_s=480)
+@check("wheel", within_s=660)
 def attacks() -> str:
     """For each wall a hostile attempt that fails, its harmless twin that works, and the attempt without that wall."""
     files = (f"tests/security/test_{name}.py" for name in _ATTACKS)
