@@ -15,7 +15,10 @@ from bedsit.ipc.slot import Word
 
 
 class Turns:
-    """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it."""
+    """*hear* takes the next packet, waiting for it, and says whether the router went away; *say* tells it.
+
+    *finish* waits until what was launched has run, and says whether that was on a device of its own.
+    """
 
     def __init__(
         self,
@@ -23,9 +26,11 @@ class Turns:
         hear: Callable[[], bool],
         say: Callable[[Word, int], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        finish: Callable[[], bool] | None = None,
     ) -> None:
         self._words = page.words
         self._clock = clock
+        self._finish = finish or _finish
         self._hear = hear
         self._say = say
         self._spent = -1  # the last epoch whose turn is over
@@ -35,16 +40,18 @@ class Turns:
         return not self._words[0] & 3 or self._wait()
 
     def end(self) -> None:
-        """A batch has run: its turn is over before its answers are packed and sent. Nothing where nobody waits.
+        """A batch has run: where that was on a GPU, its turn is over before its answers are packed and sent.
 
-        To be said before it is answered: until that is read, the turn in the page is its own. A second time is none.
+        On cores it is not: packing takes them, too. Nothing where nobody waits. To be said before it is answered: until
+        that is read, the turn in the page is its own. A second time is none.
         """
         if self._words[0] & 3:
             state, epoch = split_word(self._words[0])
             if state == Turn.HELD and epoch > self._spent:
-                _synchronize()
+                is_elsewhere = self._finish()
                 self._spent = epoch
-                self._say(Word.END, epoch)
+                if is_elsewhere:
+                    self._say(Word.END, epoch)
 
     def yield_point(self) -> None:
         """Let others have their turn if it is theirs, and come back at the next one. Costs next to nothing if not.
@@ -58,7 +65,7 @@ class Turns:
         state, epoch = split_word(self._words[0])
         if state == Turn.HELD and epoch > self._spent and self._clock() < self._words[1]:
             return
-        _synchronize()
+        self._finish()
         self._spent = epoch
         self._say(Word.YIELD, epoch)
         if not self._wait():
@@ -73,7 +80,9 @@ class Turns:
                 return False
 
 
-def _synchronize() -> None:
+def _finish() -> bool:
     """What was launched on a GPU runs in our turn."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    if not torch.cuda.is_initialized():
+        return False
+    torch.cuda.synchronize()
+    return True

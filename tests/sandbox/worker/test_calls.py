@@ -414,9 +414,8 @@ def test_a_batch_that_is_refused_is_answered_in_its_turn(tmp_path: Path) -> None
     page = LeasePage(tmp_path / "lease")
     page.revoke()
     said: list[tuple[Word, int]] = []
-    turns = Turns(
-        LeaseView.open(str(tmp_path / "lease")), lambda: bool(page.grant(1 << 62)), lambda *it: said.append(it)
-    )
+    view = LeaseView.open(str(tmp_path / "lease"))
+    turns = Turns(view, lambda: bool(page.grant(1 << 62)), lambda *it: said.append(it), finish=lambda: True)
     desk = Desk(lambda x: x + 1, batch=_BATCH, turns=turns)
     order = desk.order(desk.session.begin(desk.info, None, {"x": _numbers(2)}, 0)[1])
     desk.calls.answer([order], lambda _order: True)

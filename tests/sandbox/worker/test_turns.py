@@ -22,7 +22,13 @@ class Stage:
         self.said: list[tuple[Word, int]] = []
         self.script: list[Callable[[], object]] = []
         self.router_left = False
-        self.turns = Turns(LeaseView.open(str(folder / "lease")), self._hear, lambda *said: self.said.append(said))
+        self.is_elsewhere = True  # what it runs on is no core of its own, but a GPU
+        self.turns = Turns(
+            LeaseView.open(str(folder / "lease")),
+            self._hear,
+            lambda *said: self.said.append(said),
+            finish=lambda: self.is_elsewhere,
+        )
 
     def _hear(self) -> bool:
         assert self.script or self.router_left, "it would wait for ever"
@@ -101,6 +107,17 @@ def test_the_end_of_a_turn_is_told_once_and_only_where_somebody_waits(stage: Sta
     stage.page.revoke()
     stage.turns.end()
     assert stage.said == [(Word.END, 1)]
+
+
+def test_on_cores_a_turn_lasts_until_the_answer(stage: Stage) -> None:
+    """Packing takes the core as well: nothing is told, and the epoch is used up all the same."""
+    stage.is_elsewhere = False
+    stage.page.grant(_FAR)
+    assert stage.turns.begin()
+    stage.turns.end()
+    stage.script = [stage.page.revoke, lambda: stage.page.grant(_FAR)]
+    assert stage.turns.begin()
+    assert (stage.said, stage.script) == ([], [])
 
 
 def test_a_turn_that_began_in_the_middle_ends_with_its_batch(stage: Stage) -> None:

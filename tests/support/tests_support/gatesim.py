@@ -150,7 +150,7 @@ class Worker:
         self.left_ns = self.until_step_ns = 0
         self.inbox: deque[Batch] = deque()
         self.router_left = self.is_blocked = False
-        self.turns = Turns(LeaseView.open(str(slot.path)), self._hear, self._say, slot.clock)
+        self.turns = Turns(LeaseView.open(str(slot.path)), self._hear, self._say, slot.clock, lambda: True)
 
     def _hear(self) -> bool:
         if self.router_left:
