@@ -41,11 +41,15 @@ class ModelToLoad(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """What a blank worker becomes: this tenant's, with these models, on that many threads."""
+    """What a blank worker becomes: this tenant's, with these models, on that many threads.
+
+    Its models leave the GPU that they are on after *doze_s* seconds without a request; 0: never.
+    """
 
     tenant: str
     threads: int
     models: tuple[ModelToLoad, ...]
+    doze_s: float = 0.0
 
 
 def encode_assignment(assignment: Assignment) -> bytes:
@@ -57,8 +61,8 @@ def encode_assignment(assignment: Assignment) -> bytes:
 def decode_assignment(data: bytes) -> Assignment:
     """Read an assignment; it comes from the daemon, through our init. Raises ``wire.malformed``."""
     try:
-        tenant, threads, models = decode_body(data)
-        return Assignment(tenant, threads, tuple(ModelToLoad(*model) for model in models))
+        tenant, threads, models, doze_s = decode_body(data)
+        return Assignment(tenant, threads, tuple(ModelToLoad(*model) for model in models), doze_s)
     except (TypeError, ValueError):
         raise error("wire.malformed", "not an assignment") from None
 

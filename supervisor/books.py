@@ -41,7 +41,7 @@ def _now_us() -> int:
 
 @dataclass
 class Books:
-    """*holdings* says who has which device alone now, *feed* hears of slots that compute out of turn."""
+    """*holdings* says who has which device now, *feed* hears of slots that compute out of turn."""
 
     registry: Registry
     slots: Slots
@@ -126,11 +126,16 @@ class Books:
         held = list(self.holdings())
         numbers = {row.name: row.number for row in self.registry.seated()}
         tenants = [
-            (numbers[each.tenant], each.tenant, passed_us, each.memory_bytes / (1 << 20) * passed_us / 1e6)
+            (
+                numbers[each.tenant],
+                each.tenant,
+                0 if each.takes_turns else passed_us,
+                each.memory_bytes / (1 << 20) * passed_us / 1e6,
+            )
             for each in held
             if each.tenant in numbers
         ]
-        devices = [(each.device, passed_us, 0 if each.tenant else passed_us) for each in held]
+        devices = [(each.device, passed_us, 0 if each.tenant else passed_us) for each in held if not each.takes_turns]
         if self._try(lambda: self.ledger.reside(tenants, devices)):
             self._held_at_us = now_us
 

@@ -86,6 +86,9 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Blank slots kept ready for each device that somebody sits on, besides the pool. On a GPU each holds a context,
     #: some 530 MiB of its memory, for nobody yet.
     warm: int = 0
+    #: After so long without a request a model leaves a GPU that tenants take turns on, and comes back with the next;
+    #: those of realtime tenants stay. 0 for never.
+    doze_s: float = 60.0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
     #: What GPUs with MIG are cut into, by UUID, the beginning of it, or index: ``GPU-8f3a = ["3g.71gb@4", "1g.18gb"]``.
@@ -254,6 +257,7 @@ def _check(config: Config) -> None:
     require("devices.share_factors", "must be from 1 to 16", ok=all(1 <= factor <= _MAX_FACTOR for factor in factors))
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
     require("devices.warm", "must be below max_slots", ok=0 <= devices.warm < config.max_slots)
+    require("devices.doze_s", "must not be below 0, and finite", ok=0 <= devices.doze_s < math.inf)
     if devices.warm:  # how many devices are sat on nobody knows yet
         ok = config.zygote_forks_max > config.max_slots
         require("zygote_forks_max", "must be above max_slots where devices.warm is set", ok=ok)

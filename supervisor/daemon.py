@@ -20,7 +20,7 @@ from typing import Final
 import bedsit
 from bedsit.ipc.errors import BedsitError
 from bedsit.ipc.notify import Notifier
-from bedsit.sandbox.cgroup import Stats
+from bedsit.sandbox.cgroup import CgroupBackend, Stats
 from bedsit.supervisor import stimuli as on
 from bedsit.supervisor.admin.server import AdminServer
 from bedsit.supervisor.artifacts import Artifacts
@@ -274,7 +274,7 @@ class Daemon:
         cores = Cores(registry, slots, devices)
         ledger = Ledger(folders.database, lambda: hour_of(datetime.now(UTC)))
         undo.callback(ledger.close)
-        books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots), self.feed)
+        books = Books(registry, slots, control, ledger, partial(_list_holdings, usher, slots, backend), self.feed)
         control.hear_usage = books.hear
         self._watcher = Watcher(devices, slots, backend, partial(_tell_over, events), self.feed)
         look = self._look = Look(house, slots, control, self.feed, config.memory_reserve_bytes)
@@ -293,6 +293,7 @@ class Daemon:
             finish=self._finished.set,
             find_room=partial(self._find_room, look),
             wish_of=partial(wish_of, registry),
+            doze_s=config.devices.doze_s,
         )
         return Desk(
             config=config,
@@ -384,9 +385,10 @@ def _tell_over(events: Events, tenant: str, slot: str, text: str) -> None:
     events.add("memory.over", text, tenant, slot)
 
 
-def _list_holdings(usher: Usher, slots: Slots) -> Iterable[Holding]:
-    """Who has which device alone now."""
-    owners = {live.record.worker_pid: live.record.tenant or "" for live in slots.live.values()}
+def _list_holdings(usher: Usher, slots: Slots, backend: CgroupBackend) -> Iterable[Holding]:
+    """Who has which device now."""
+    here = [live.record for live in slots.live.values() if live.record.device and live.record.tenant]
+    owners = {pid: record.tenant or "" for record in here for pid in backend.procs(record.slot)}
     return list_holdings(usher.devices.box, usher.seating().residents, owners)
 
 

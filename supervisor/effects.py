@@ -50,6 +50,8 @@ class Effects:
     #: Looks for tenants that may be parked; ends in RoomFound, if there are any.
     find_room: Callable[[], None]
     wish_of: Callable[[TenantRow], on.TenantSet]
+    #: After how many idle seconds models leave a GPU that others wait for; 0: never.
+    doze_s: float
     #: By tenant, model number and version.
     drafts: dict[tuple[str, int, int], Draft] = field(default_factory=dict)
 
@@ -108,7 +110,9 @@ class Effects:
             for (number, version), draft in zip(order.models, drafts, strict=True)
         ]
         threads = max(1, min(int(row.cpus), os.cpu_count() or 1))
-        assignment = Assignment(row.name, threads, tuple(models))
+        shares_gpu = row.seat is not None and row.seat.is_shared and not row.seat.cores
+        doze_s = self.doze_s if shares_gpu and row.service_class != "realtime" else 0.0
+        assignment = Assignment(row.name, threads, tuple(models), doze_s)
         artifacts = [partial(self.artifacts.open, draft.digest) for draft in drafts]
         self.events.add("slot.assigned", f"{len(models)} model versions", row.name, order.slot)
         self.slots.assign(order.slot, assignment, self.cores.limits_of(row), artifacts, row.seat)

@@ -1,4 +1,4 @@
-"""Who has which device alone: whole GPUs and MIG devices, each with its holder or nobody. Pure."""
+"""Who has which GPU or MIG device alone, and who takes turns on one; with the memory that each uses. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,27 +10,37 @@ from bedsit.supervisor.placement.seating import Resident
 
 @dataclass(frozen=True)
 class Holding:
-    """A device, the tenant that has it or an empty name, and the device memory that its processes use, in bytes."""
+    """A device, the tenant that has it or an empty name, and the device memory that its processes use, in bytes.
+
+    Where tenants take turns on it, nobody has its time by this: the router measures that.
+    """
 
     device: str
     tenant: str = ""
     memory_bytes: int = 0
+    takes_turns: bool = False
 
 
 def list_holdings(box: Box, residents: tuple[Resident, ...], owners: Mapping[int, str]) -> Iterator[Holding]:
-    """Every device that nobody takes turns on. *owners*: whose the worker of that process number is."""
+    """Every device but cores. *owners*: whose the worker of that process number is."""
     for gpu in box.gpus:
         here = [each for each in residents if gpu.uuid in each.seat.devices]
         if any(each.seat.is_shared for each in here):
-            continue  # the router measures that one
+            for each in here:
+                yield Holding(gpu.uuid, each.tenant, _sum_memory(gpu, each.tenant, owners), takes_turns=True)
+            continue
         for part in gpu.slices:
             holder = next((each.tenant for each in here if _is_at(each, part, gpu)), "")
-            used = sum(
-                process.memory_bytes or 0
-                for process in gpu.processes
-                if owners.get(process.pid) == holder and process.gpu_instance in (None, part.gpu_instance)
-            )
-            yield Holding(part.id, holder, used if holder else 0)
+            yield Holding(part.id, holder, _sum_memory(gpu, holder, owners, part) if holder else 0)
+
+
+def _sum_memory(gpu: Gpu, tenant: str, owners: Mapping[int, str], part: Slice | None = None) -> int:
+    """Bytes that the tenant's processes use of a GPU, or of one part of it."""
+    return sum(
+        process.memory_bytes or 0
+        for process in gpu.processes
+        if owners.get(process.pid) == tenant and (part is None or process.gpu_instance in (None, part.gpu_instance))
+    )
 
 
 def _is_at(resident: Resident, part: Slice, gpu: Gpu) -> bool:

@@ -144,7 +144,7 @@ class Ledger:
             db.execute("DELETE FROM usage_seen WHERE source = 'slot' AND counter = ?", (slot,))
 
     def reside(self, tenants: Iterable[tuple[int, str, int, float]], devices: Iterable[tuple[str, int, int]]) -> None:
-        """Add who had devices alone: (number, name, us, MiB s of its memory), and (device, us in all, us of nobody)."""
+        """Add who had devices: (number, name, us, MiB s of its memory), and (device, us in all, us of nobody)."""
         hour = self._hour()
         with self._writing():
             for tenant, name, device_us, mib_s in tenants:

@@ -28,22 +28,26 @@ _COPY_BYTES: Final = 1 << 20
 class Bundle:
     """An unpacked bundle: what a model's factory is given.
 
-    ``path`` is the folder with the bundle's files, weights excepted; ``manifest`` is what ``bedsit.toml`` declares.
+    ``path`` is the folder with the bundle's files, weights excepted; ``manifest`` is what ``bedsit.toml`` declares;
+    ``device`` is what this slot computes on: its GPU, or the CPU.
     """
 
     def __init__(self, path: Path, manifest: Manifest, fd: int, weights: dict[str, tuple[int, int]]) -> None:
         self.path = path
         self.manifest = manifest
+        self.device = torch.device("cpu")
         self.rooms = Rooms(manifest.outputs)
         self.weights_were_asked_for = False
         self.turns: Turns | None = None  # from when the worker serves
         self._fd = fd
         self._weights = weights
+        self._given: set[int] = set()
 
     def output(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """An uninitialised tensor for the output *name* of the call that runs now: written to and returned, not copied.
 
-        It lies in the caller's own memory where there is room for that shape, else it is a new tensor.
+        It lies in the caller's own memory where there is room for that shape, else it is a new tensor; for a module
+        that bedsit has put on a GPU it is one there.
         """
         return self.rooms.output(name, shape, dtype)
 
@@ -66,7 +70,13 @@ class Bundle:
         wanted = file if file is not None else (names[0] if len(names) == 1 else None)
         if wanted not in self._weights:
             raise error("bundle.invalid", f"no weights file {file!r} is declared", f"declared: {', '.join(names)}")
-        return map_safetensors(self._fd, *self._weights[wanted], wanted)
+        tensors = map_safetensors(self._fd, *self._weights[wanted], wanted)
+        self._given.update(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+        return tensors
+
+    def has_given(self, tensor: torch.Tensor) -> bool:
+        """Whether it is, or lies in, a tensor of `load_weights`."""
+        return tensor.untyped_storage().data_ptr() in self._given
 
 
 def unpack_bundle(fd: int, folder: Path) -> Bundle:

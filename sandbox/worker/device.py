@@ -34,6 +34,11 @@ def wake_device(control: socket.socket) -> None:
     control.send(encode_report(Report.READY, 0, note.encode(errors="replace")))
 
 
+def find_device() -> torch.device:
+    """What models of this slot compute on: its GPU where a context was made on one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+
+
 def keep_to_memory() -> str:
     """Let torch refuse what is more than this slot may have of the device. Says why it does not, if so.
 

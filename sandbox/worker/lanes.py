@@ -94,6 +94,21 @@ class Lanes:
                 return order
         return None
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is a request; False when none has come for so long. Notes are obeyed meanwhile."""
+        until = time.monotonic() + timeout_s
+        while True:
+            self._fetch_all()  # before each wait: ZeroMQ says once that something has come
+            left_s = until - time.monotonic()
+            if self._inbox or left_s <= 0:
+                return bool(self._inbox)
+            if self._epoll is not None:
+                self._epoll.poll(left_s)
+            else:
+                poll = select.poll()
+                poll.register(self._link, select.POLLIN)
+                poll.poll(left_s * 1000)
+
     def hear(self) -> bool:
         """Take what is there, or wait for something; True when the router went away and another one is there."""
         if self._zmq is None:

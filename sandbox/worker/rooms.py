@@ -18,6 +18,8 @@ class Rooms:
         self._specs = specs
         self._regions: Sequence[Region] = ()
         self._arena: Mapped | None = None
+        #: Where the model computes that writes there; what it makes on a GPU is copied.
+        self.device = torch.device("cpu")
 
     def lend(self, regions: Sequence[Region], arena: Mapped | None) -> None:
         """From now on these; none to take them back."""
@@ -28,9 +30,15 @@ class Rooms:
 
         What is written to it and returned from the call is not copied. Raises KeyError when there is no such output.
         """
+        wanted = TORCH_DTYPES[self._specs[self._index[name]].dtype] if dtype is None else dtype
+        if self.device.type != "cpu":
+            return torch.empty(shape, dtype=wanted, device=self.device)
+        return self.at_home(name, shape, wanted)
+
+    def at_home(self, name: str, shape: Sequence[int], wanted: torch.dtype) -> torch.Tensor:
+        """The same, in the host's memory wherever the model computes."""
         index = self._index[name]
         spec = self._specs[index]
-        wanted = TORCH_DTYPES[spec.dtype] if dtype is None else dtype
         size = torch.Size(shape)
         nbytes = size.numel() * wanted.itemsize
         if self._arena is not None and index < len(self._regions) and NAMES.get(wanted) == spec.dtype and nbytes:

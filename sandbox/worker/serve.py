@@ -22,8 +22,9 @@ from bedsit.ipc.slot import Assignment, Report, decode_assignment, encode_report
 from bedsit.sandbox.worker.arenas import ArenaTable
 from bedsit.sandbox.worker.bundle import unpack_bundle
 from bedsit.sandbox.worker.calls import Calls, as_failure
-from bedsit.sandbox.worker.device import wake_device
+from bedsit.sandbox.worker.device import find_device, wake_device
 from bedsit.sandbox.worker.lanes import Lanes
+from bedsit.sandbox.worker.residence import doze
 from bedsit.sandbox.worker.runners import Runner, load_runner
 from bedsit.sandbox.worker.turns import Turns
 
@@ -50,11 +51,14 @@ def run(control_fd: int, slot: str, run_dir: str = RUN_DIR, bundles: Path = BUND
         import setproctitle
 
         setproctitle.setproctitle(f"bedsit: worker {slot} {assignment.tenant}")
+    device = find_device()
+    # What leaves a device now and then must count how often it is written to (`residence`).
+    with torch.inference_mode() if device.type == "cpu" else torch.no_grad():
+        models = _load_all(control, assignment, fds, bundles, device)
     with torch.inference_mode():
-        models = _load_all(control, assignment, fds, bundles)
         gc.collect()
         gc.freeze()
-        _serve(control, models, run_dir)
+        _serve(control, models, run_dir, assignment.doze_s)
 
 
 def _await_assignment(control: socket.socket) -> tuple[Assignment, list[int]]:
@@ -64,12 +68,15 @@ def _await_assignment(control: socket.socket) -> tuple[Assignment, list[int]]:
     return decode_assignment(body), fds
 
 
-def _load_all(control: socket.socket, assignment: Assignment, fds: list[int], bundles: Path) -> Models:
+def _load_all(
+    control: socket.socket, assignment: Assignment, fds: list[int], bundles: Path, device: torch.device
+) -> Models:
     models: Models = {}
     for index, (model, fd) in enumerate(zip(assignment.models, fds, strict=True)):
         try:
             control.send(encode_report(Report.PROGRESS, index, b"unpack"))
             bundle = unpack_bundle(fd, bundles / f"{model.name}-{model.version}")
+            bundle.device = device
             if bundle.manifest.name != model.name:
                 named = bundle.manifest.name
                 raise error("bundle.invalid", f"bedsit.toml names the model {named!r}, not {model.name!r}")
@@ -89,16 +96,19 @@ def _load_all(control: socket.socket, assignment: Assignment, fds: list[int], bu
     return models
 
 
-def _serve(control: socket.socket, models: Models, run_dir: str) -> NoReturn:
+def _serve(control: socket.socket, models: Models, run_dir: str, doze_s: float) -> NoReturn:
     arenas = ArenaTable()
     lanes = Lanes(run_dir, arenas)
     turns = Turns(_open_lease(run_dir), lanes.hear, lanes.tell_turn)
     for runner in models.values():
         runner.bundle.turns = turns
     calls = Calls(models, arenas, turns)
+    residences = [runner.residence for runner in models.values() if runner.residence is not None]
     control.send(encode_report(Report.SERVING))
     look = False
     while True:
+        if doze_s and not all(residence.is_away for residence in residences) and not lanes.wait(doze_s):
+            residences = doze(residences, doze_s)
         orders = lanes.next_batch(look=look)
         began_ns = time.monotonic_ns()
         calls.answer(orders, lanes.is_cancelled)

@@ -35,6 +35,7 @@ CHECKS: Final = {
     "T4": Check("a neighbour's faults", "faults:check", 50),
     "T5": Check("locking a process", "locks:check", 55),
     "T6": Check("suspend and restore", "suspends:check", 90),
+    "idle": Check("a model that leaves while it is idle", "idle:check", 60),
     "T10": Check("a stopped process", "stops:check", 50),
     "log": Check("what the driver logged", "environment:check_log", 10),
 }

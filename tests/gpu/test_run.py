@@ -173,6 +173,18 @@ def test_every_check_and_every_peer_is_there() -> None:
     assert named == {check.program.partition(":")[0] for check in CHECKS.values()}
 
 
+def test_a_model_leaves_and_comes_back_by_the_workers_own_code() -> None:
+    """As on a GPU, from the host to the host; without a driver it is the only run of it."""
+    with Peer("checks.idle:tenant", wait_s=60.0) as target:
+        opened = target.ask("open", gib=0.1, device="cpu")
+        assert opened["size"] == 3 << 25
+        first = target.ask("infer", device="cpu")["sum"]
+        assert first == pytest.approx(4.096, rel=0.01)
+        for _ in range(2):
+            assert target.ask("leave")["away"]
+            assert target.ask("infer", device="cpu")["sum"] == first
+
+
 def test_the_kernels_are_complete() -> None:
     """No placeholder is left, and braces match."""
     text = write_ptx()

@@ -165,6 +165,15 @@ def test_what_makes_no_sense_is_no_request(fields: dict[str, Any]) -> None:
         read_request({"op": "usage.list", **fields})
 
 
+def test_memory_of_a_device_that_is_shared_is_paid_for_and_its_time_is_the_routers_to_tell(office: Office) -> None:
+    """Time by turns and memory by bytes: nobody's seat on it is a second of it, and none of its seconds is idle."""
+    office.books.holdings = lambda: [Holding("GPU-1", "acme", 1 << 30, takes_turns=True)]
+    office.look()
+    (row,) = office.ledger.read("tenant", "2026-11-27T06")
+    assert (row["device_s"], row["vram_gib_s"] > 0) == (0.0, True)
+    assert office.ledger.read("device", "2026-11-27T06") == []
+
+
 def test_a_device_is_nobodys_alone(office: Office) -> None:
     """What a tenant had of it is asked for by tenant or model."""
     desk: Any = SimpleNamespace(books=office.books)

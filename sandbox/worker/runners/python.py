@@ -9,6 +9,7 @@ import torch
 
 from bedsit.ipc.errors import error
 from bedsit.sandbox.worker.bundle import Bundle
+from bedsit.sandbox.worker.residence import Residence
 from bedsit.sandbox.worker.runners.runner import Runner
 
 
@@ -16,7 +17,8 @@ def load_python(bundle: Bundle) -> Runner:
     """Import the entry's module, call its factory with the bundle, and load the weights that it did not load itself.
 
     An ``nn.Module`` is put in eval mode; if the bundle declares exactly one weights file and the factory did not ask
-    for it, its tensors become the module's parameters without a copy.
+    for it, its tensors become the module's parameters without a copy. A module whose tensors are all on the CPU is put
+    on the slot's device; one that its factory has put somewhere, and whatever else can be called, is left as it is.
     """
     module_name, _, function_name = bundle.manifest.entry.partition(":")
     model = _import_from(bundle.path, module_name, function_name, bundle)
@@ -26,7 +28,15 @@ def load_python(bundle: Bundle) -> Runner:
         model.eval().requires_grad_(requires_grad=False)
     if not callable(model):
         raise error("model.load_failed", f"{bundle.manifest.entry} gave a {type(model).__name__}, nothing to call")
-    return Runner(bundle, model)
+    if bundle.device.type == "cpu" or not isinstance(model, torch.nn.Module) or not _is_at_home(model):
+        return Runner(bundle, model)
+    residence = Residence(model, bundle.device, bundle.has_given)
+    residence.enter()
+    return Runner(bundle, model, residence)
+
+
+def _is_at_home(module: torch.nn.Module) -> bool:
+    return all(tensor.is_cpu for tensor in itertools.chain(module.parameters(), module.buffers()))
 
 
 def _import_from(folder: Path, module_name: str, function_name: str, bundle: Bundle) -> object:

@@ -7,25 +7,29 @@ import torch
 
 from bedsit.ipc.errors import error
 from bedsit.sandbox.worker.bundle import Bundle
+from bedsit.sandbox.worker.residence import Residence
 
 
 class Runner:
-    """A loaded model."""
+    """A loaded model. Inputs are taken to its *residence*, if it has one; outputs on a device come home in the call."""
 
-    def __init__(self, bundle: Bundle, call: Callable[..., Any]) -> None:
+    def __init__(self, bundle: Bundle, call: Callable[..., Any], residence: Residence | None = None) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.rooms = bundle.rooms
+        self.residence = residence
+        if residence is not None:
+            self.rooms.device = bundle.device
         self._call = call
         self._names = [spec.name for spec in self.manifest.outputs]
 
     def run(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Call the model. Whatever it raises passes through; an answer of the wrong form is ``output.invalid``."""
-        answer = self._call(*inputs)
+        answer = self._call(*(inputs if self.residence is None else self.residence.take(inputs)))
         names = self._names
         if isinstance(answer, torch.Tensor):
             if len(names) == 1:
-                return (answer,)
+                return (answer if answer.is_cpu else self._bring_home(names[0], answer),)
             answer = (answer,)
         elif isinstance(answer, Mapping):
             missing = [name for name in names if name not in answer]
@@ -41,4 +45,9 @@ class Runner:
         for name, value in zip(names, answer, strict=True):
             if not isinstance(value, torch.Tensor):
                 raise error("output.invalid", f"output {name!r} is a {type(value).__name__}", "return tensors")
+        if not all(value.is_cpu for value in answer):
+            return [v if v.is_cpu else self._bring_home(name, v) for name, v in zip(names, answer, strict=True)]
         return answer
+
+    def _bring_home(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        return self.rooms.at_home(name, value.shape, value.dtype).copy_(value)

@@ -431,6 +431,50 @@ def test_looking_takes_no_more_than_a_few_packets_ahead(slot: Slot) -> None:
         assert len(slot.lanes._inbox) < 64
 
 
+# --- waiting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_zmq", [False, True])
+def test_who_waits_hears_notes_and_goes_on_waiting(slot: Slot, with_zmq: bool) -> None:  # noqa: FBT001
+    """A client that leaves after its last request keeps nobody awake; a request is there at once."""
+    if with_zmq:
+        slot.meet()
+    assert not slot.lanes.wait(0.01)
+    slot.give(4)
+    assert not slot.lanes.wait(0.05)
+    assert slot.mapped() == 4
+    slot.send(encode_note(Note(Word.FORGET, 4)))
+    assert not slot.lanes.wait(0.05)
+    assert slot.arenas.find(4) is None
+    slot.send(_request(1))
+    assert slot.lanes.wait(DEADLINE_S)
+    assert slot.lanes.wait(DEADLINE_S)
+    assert _idents(slot.next()) == [1]
+
+
+def test_who_waits_hears_of_what_came_before_on_either_lane(slot: Slot) -> None:
+    """ZeroMQ says once that something has come: whoever only slept would sleep on."""
+    lane = slot.meet()
+    for ident in (1, 2):
+        assert lane.send(_request(ident))
+    wait_until(lambda: slot.lanes._zmq is not None and slot.lanes._zmq.has_packets(), "it has arrived")
+    assert slot.lanes.wait(DEADLINE_S)
+    assert [_idents(slot.next()) for _ in range(2)] == [[1], [2]]
+    slot.send(_request(3))
+    assert slot.lanes.wait(DEADLINE_S)
+    assert _idents(slot.next()) == [3]
+
+
+def test_who_waits_meets_the_next_router(slot: Slot, pool: ThreadPoolExecutor) -> None:
+    """As whoever receives does."""
+    slot.restart()
+    waited = pool.submit(slot.lanes.wait, DEADLINE_S)
+    slot.link = slot._accept()
+    slot.send(_request(1))
+    assert waited.result(DEADLINE_S)
+    assert _idents(slot.next()) == [1]
+
+
 # --- routers that come and go -----------------------------------------------------------------------------------------
 
 

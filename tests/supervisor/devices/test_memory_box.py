@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,25 @@ def test_a_child_counts_for_its_slot(make_box: Any, nvml: FakeNvml) -> None:
     (child,) = (each.pid for each in psutil.Process(worker).children())
     nvml.compute(0, {worker: QUOTA - GIB, child: GIB + 300 * MIB})
     assert "out of GPU memory" in box.wait_event("slot.died", tenant="a")["text"]
+
+
+def test_who_takes_turns_pays_for_the_memory_that_it_uses(make_box: Any, nvml: FakeNvml) -> None:
+    """A child's counts, a stranger's and the neighbour's do not; by the second and not by what was promised."""
+    box = make_box()
+    worker = sit(box, "a", PARENT, profile="subprocess")
+    (child,) = (each.pid for each in psutil.Process(worker).children())
+    sit(box, "idle")
+    nvml.compute(0, {worker: GIB, child: GIB, psutil.Process().pid: 40 * GIB})
+    box.wait(lambda: memory(box, "a")["used_bytes"] == 2 * GIB)
+
+    def paid(name: str) -> float:
+        return sum(float(row["vram_gib_s"]) for row in box.call("usage.list", tenant=name)["usage"])
+
+    began = time.monotonic()
+    first = paid("a")
+    box.wait(lambda: paid("a") > first)
+    assert paid("a") - first <= 2 * (time.monotonic() - began)
+    assert paid("idle") == 0.0
 
 
 def test_a_driver_s_limit_is_there_before_the_tenant_and_gone_before_the_group(make_box: Any, nvml: FakeNvml) -> None:
