@@ -37,5 +37,6 @@ CHECKS: Final = {
     "T6": Check("suspend and restore", "suspends:check", 90),
     "idle": Check("a model that leaves while it is idle", "idle:check", 60),
     "T10": Check("a stopped process", "stops:check", 50),
+    "tenants": Check("bedsit on the card", "tenants:check", 150),
     "log": Check("what the driver logged", "environment:check_log", 10),
 }
