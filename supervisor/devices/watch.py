@@ -15,6 +15,7 @@ from typing import Any, Final
 from bedsit.ipc.errors import BedsitError
 from bedsit.sandbox.budget import Budget
 from bedsit.supervisor.devices import faults
+from bedsit.supervisor.devices.barred import bar, explain_stuck
 from bedsit.supervisor.devices.claims import FOREIGN, Claims
 from bedsit.supervisor.devices.cores import find_cpus, find_usable
 from bedsit.supervisor.devices.helper import Cut, Ended, Helper, Hung, Patience, Refused
@@ -23,7 +24,6 @@ from bedsit.supervisor.devices.model import Box, Gpu, Process, Trouble
 from bedsit.supervisor.devices.nodes import read_cap_minors
 from bedsit.supervisor.devices.reports import DriverReport, GpuReport, Happening, Refusal, read_report
 from bedsit.supervisor.devices.shared import list_shared
-from bedsit.supervisor.devices.stuck import block, explain_stuck
 from bedsit.supervisor.log import get_log
 
 #: Tenants' programs cause Xids: what is told of one GPU is bounded, and the rest is counted.
@@ -137,7 +137,7 @@ class Devices:
         box = replace(box, gpus=tuple(_mark(gpu, gone) for gpu in box.gpus)) if gone else box
         troubles = {device: explain_stuck(slot) for slot, device in self._stuck.items()}
         troubles |= dict.fromkeys(self._foreign, FOREIGN)
-        return block(box, troubles) if troubles else box
+        return bar(box, troubles) if troubles else box
 
     def _claim(self) -> None:
         """Take what is there, as far as nobody else has."""

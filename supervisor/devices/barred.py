@@ -1,7 +1,7 @@
-"""Devices on which a slot sits that cannot be ended. Pure.
+"""Devices that nobody new is put on, for what their driver does not know. Pure.
 
-A process that sits in the kernel, as in a driver that hangs, goes on having what it has, whatever it is sent. Whoever
-else is on its device runs on; nobody new is put beside it.
+Another daemon hands them out, or a slot sits there that cannot be ended: a process that is in the kernel, as in a driver
+that hangs, goes on having what it has, whatever it is sent. Whoever else is on such a device runs on.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ def explain_stuck(slot: str) -> Trouble:
     )
 
 
-def block(box: Box, troubles: Mapping[str, Trouble]) -> Box:
+def bar(box: Box, troubles: Mapping[str, Trouble]) -> Box:
     """The box with these devices in trouble: GPUs, parts of some, or cores."""
     return replace(
         box,
-        gpus=tuple(_block_gpu(gpu, troubles) for gpu in box.gpus),
-        shared=tuple(_block_part(part, troubles) for part in box.shared),
+        gpus=tuple(_bar_gpu(gpu, troubles) for gpu in box.gpus),
+        shared=tuple(_bar_part(part, troubles) for part in box.shared),
     )
 
 
-def _block_gpu(gpu: Gpu, troubles: Mapping[str, Trouble]) -> Gpu:
+def _bar_gpu(gpu: Gpu, troubles: Mapping[str, Trouble]) -> Gpu:
     trouble = gpu.trouble or troubles.get(gpu.uuid)
     parts = tuple(replace(part, trouble=part.trouble or trouble or troubles.get(part.id)) for part in gpu.slices)
     return replace(gpu, trouble=trouble, slices=parts)
 
 
-def _block_part(part: Slice, troubles: Mapping[str, Trouble]) -> Slice:
+def _bar_part(part: Slice, troubles: Mapping[str, Trouble]) -> Slice:
     return replace(part, trouble=part.trouble or troubles.get(part.id))
