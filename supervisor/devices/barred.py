@@ -1,7 +1,7 @@
 """Devices that nobody new is put on, for what their driver does not know. Pure.
 
-Another daemon hands them out, or a slot sits there that cannot be ended: a process that is in the kernel, as in a driver
-that hangs, goes on having what it has, whatever it is sent. Whoever else is on such a device runs on.
+Another daemon hands them out, or a slot sits there that cannot be ended: a process that is in the kernel, as in a
+driver that hangs, goes on having what it has, whatever it is sent. Whoever else is on such a device runs on.
 """
 
 from collections.abc import Mapping
