@@ -1,5 +1,6 @@
 """For every test: nothing may be left behind, and in CI nothing may be skipped that the machine could run."""
 
+import gc
 import os
 from collections.abc import Generator, Iterator
 
@@ -20,6 +21,12 @@ _FAILED = pytest.StashKey[bool]()
 def pytest_configure() -> None:
     """Mark this run and everything that it starts."""
     os.environ.setdefault(MARK, f"run-{os.getpid()}")
+
+
+def pytest_collection_finish() -> None:
+    """Torch is loaded by now: no search for leaks, after any test, shall look through all of its objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

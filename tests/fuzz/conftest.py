@@ -1,6 +1,5 @@
 """A data plane for the live abuse: that of ``tests/supervisor/router``, with its own place to fork workers."""
 
-import gc
 from collections.abc import Iterator
 
 import pytest
@@ -10,12 +9,6 @@ from tests_support.leaks import find_leaks, take_snapshot
 
 nursery = router.nursery
 plane = router.plane
-
-
-def pytest_collection_finish() -> None:
-    """Torch is loaded by now: no search for leaks, in whichever test, shall look through all of its objects again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,5 @@
 """Workers without a jail, from the data plane of ``tests/supervisor/router``."""
 
-import gc
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,6 @@ from tests_support.leaks import find_leaks, take_snapshot
 _shared = runpy.run_path(str(Path(__file__).parents[2] / "supervisor" / "router" / "conftest.py"))
 nursery = _shared["nursery"]
 plane = _shared["plane"]
-
-
-def pytest_collection_finish() -> None:
-    """Torch is loaded by now: no search for leaks, in whichever test, shall look through all of its objects again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
