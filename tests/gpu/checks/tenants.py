@@ -99,7 +99,7 @@ def _ask(box: Any, name: str, hang_s: float = 0.0) -> dict[str, Any]:
 
     from bedsit import Client
 
-    x = {"x": np.full((1, _WIDTH), 1e-3, np.float16), "hang_s": np.float32(hang_s)}
+    x = {"x": np.full((1, _WIDTH), 1e-3, np.float16), "hang_s": np.array(hang_s, np.float32)}
     with Client(name, run_dir=str(box.run_dir)) as client:
         got = client.infer("net", x, timeout_s=60)
         return {"y": float(got["y"].astype(np.float32).mean()), "is_on_gpu": bool(got["is_on_gpu"])}
@@ -111,7 +111,7 @@ def _loop(box: Any, name: str, count: int) -> list[float]:
 
     from bedsit import Client
 
-    x = {"x": np.full((1, _WIDTH), 1e-3, np.float16), "hang_s": np.float32(0)}
+    x = {"x": np.full((1, _WIDTH), 1e-3, np.float16), "hang_s": np.array(0, np.float32)}
     took = []
     with Client(name, run_dir=str(box.run_dir)) as client:
         for _ in range(count):
