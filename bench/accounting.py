@@ -29,7 +29,7 @@ def measure(quick: bool) -> dict[str, Any]:  # noqa: FBT001 - the one switch tha
             turns.create(box, name, share)
         os.sched_setaffinity(0, others)
         turns.keep_off(box, others)
-        rounds = {title: _play(box, *work, 8.0 if quick else 40.0) for title, work in _ROUNDS.items()}
+        rounds = {title: _play(box, *work, 3.0 if quick else 40.0) for title, work in _ROUNDS.items()}
         walls = box.status()["walls"]
         os.sched_setaffinity(0, set(cores))
     return {"rounds": rounds, "walls": walls}
