@@ -142,10 +142,18 @@ def test_the_helper_dies_with_the_daemon(gpu_box: Any, nvml: FakeNvml, state: st
 
 
 def test_a_hanging_driver_holds_up_nobody(gpu_box: Any, nvml: FakeNvml) -> None:
-    """The daemon answers, makes tenants and stops as always."""
+    """The daemon answers, makes tenants and stops as always, and says which GPU it is."""
+
+    def is_told() -> bool:
+        return any(event["text"].startswith(nvml.gpus[0].uuid) for event in gpu_box.events("device.degraded"))
+
+    assert nvml.gpus[0].uuid in [row["id"] for row in gpu_box.call("device.list")["devices"]]
     with nvml.saying("hang * 0"):
+        nvml.happen(1, MIG_CHANGED, 0)  # the next round begins now
         gpu_box.tenant("vision")
         assert [row["name"] for row in gpu_box.call("tenant.list")] == ["vision"]
+        assert not is_told()  # the call hangs yet
         assert gpu_box.call("device.list")["devices"]
+        gpu_box.wait(is_told)
         assert gpu_box.stop_daemon() == 0
     gpu_box.start(blank=0)
