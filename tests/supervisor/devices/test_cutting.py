@@ -383,7 +383,9 @@ def test_a_declared_index_that_is_another_gpu_by_now_is_seen(watch: Watch, nvml:
 
     async def story(watched: Any) -> None:
         watched.declare({"0": ["1g.10gb"]})
-        token = make_token(await watched.partitions.look(None))
+        planned = await watched.partitions.look(None)
+        assert nvml.gpus[0].uuid in str(planned)
+        token = make_token(planned)
         nvml.gpus = nvml.gpus[1:]
         nvml.write()
         with pytest.raises(BedsitError) as refused:
