@@ -28,7 +28,7 @@ from bedsit.sandbox.jail.context import Context
 from bedsit.sandbox.output import Output
 from bedsit.sandbox.refusals import Refusals
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 LINGER_S: Final = 30.0
 _HUNG_UP_S: Final = 1.0  # from a worker's last word to its end, or else the slot's: nobody could hear from it any more
 MAX_FDS: Final = 250  # the kernel's own limit is 253 (SCM_MAX_FD)

@@ -26,6 +26,7 @@ DEFAULT_PATH: Final = Path("/etc/bedsit/bedsit.toml")
 _UNITS: Final[Mapping[str, int]] = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _SIZE: Final = re.compile(r"^(\d+)\s*([A-Za-z]*)$")
 _MAX_FACTOR: Final = 16
+_MAX_DOZE_S: Final = 30 * 86_400.0
 _MAX_PARALLEL: Final = 1024
 _MAX_SPIN_US: Final = 1000
 # The longest socket below the run folder is "slots/s12345678/router.sock"; sun_path holds 107 bytes and a NUL.
@@ -87,7 +88,7 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: some 530 MiB of its memory, for nobody yet.
     warm: int = 0
     #: After so long without a request a model leaves a GPU that tenants take turns on, and comes back with the next;
-    #: those of realtime tenants stay. 0 for never.
+    #: those of tenants that are realtime when their slot becomes theirs stay. 0 for never.
     doze_s: float = 60.0
     #: Cores that tenants take turns on, by the name of the device that they are: ``turns = "2-3"``.
     shared_cores: dict[str, str] = {}
@@ -257,7 +258,9 @@ def _check(config: Config) -> None:
     require("devices.share_factors", "must be from 1 to 16", ok=all(1 <= factor <= _MAX_FACTOR for factor in factors))
     require("devices.memory_factor", "must be from 1 to 16", ok=1 <= devices.memory_factor <= _MAX_FACTOR)
     require("devices.warm", "must be below max_slots", ok=0 <= devices.warm < config.max_slots)
-    require("devices.doze_s", "must not be below 0, and finite", ok=0 <= devices.doze_s < math.inf)
+    require(
+        "devices.doze_s", "must be 0, or 1 s to 30 days", ok=devices.doze_s == 0 or 1 <= devices.doze_s <= _MAX_DOZE_S
+    )
     if devices.warm:  # how many devices are sat on nobody knows yet
         ok = config.zygote_forks_max > config.max_slots
         require("zygote_forks_max", "must be above max_slots where devices.warm is set", ok=ok)

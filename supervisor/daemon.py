@@ -12,7 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -388,7 +388,10 @@ def _tell_over(events: Events, tenant: str, slot: str, text: str) -> None:
 def _list_holdings(usher: Usher, slots: Slots, backend: CgroupBackend) -> Iterable[Holding]:
     """Who has which device now."""
     here = [live.record for live in slots.live.values() if live.record.device and live.record.tenant]
-    owners = {pid: record.tenant or "" for record in here for pid in backend.procs(record.slot)}
+    owners: dict[int, str] = {}
+    for record in here:
+        with suppress(OSError):  # somebody took its group away
+            owners |= dict.fromkeys(backend.procs(record.slot), record.tenant or "")
     return list_holdings(usher.devices.box, usher.seating().residents, owners)
 
 

@@ -14,6 +14,7 @@ from bedsit.supervisor.artifacts import Artifacts
 from bedsit.supervisor.cores import Cores
 from bedsit.supervisor.events import Events
 from bedsit.supervisor.log import get_log
+from bedsit.supervisor.needs import may_doze
 from bedsit.supervisor.operations import Operations
 from bedsit.supervisor.publisher import Publisher
 from bedsit.supervisor.registry import Registry, TenantRow
@@ -110,8 +111,7 @@ class Effects:
             for (number, version), draft in zip(order.models, drafts, strict=True)
         ]
         threads = max(1, min(int(row.cpus), os.cpu_count() or 1))
-        shares_gpu = row.seat is not None and row.seat.is_shared and not row.seat.cores
-        doze_s = self.doze_s if shares_gpu and row.service_class != "realtime" else 0.0
+        doze_s = self.doze_s if may_doze(row.seat, row.service_class) else 0.0
         assignment = Assignment(row.name, threads, tuple(models), doze_s)
         artifacts = [partial(self.artifacts.open, draft.digest) for draft in drafts]
         self.events.add("slot.assigned", f"{len(models)} model versions", row.name, order.slot)

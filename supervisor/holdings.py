@@ -26,8 +26,8 @@ def list_holdings(box: Box, residents: tuple[Resident, ...], owners: Mapping[int
     for gpu in box.gpus:
         here = [each for each in residents if gpu.uuid in each.seat.devices]
         if any(each.seat.is_shared for each in here):
-            for each in here:
-                yield Holding(gpu.uuid, each.tenant, _sum_memory(gpu, each.tenant, owners), takes_turns=True)
+            for tenant in {each.tenant: None for each in here}:  # once, also where it moves from seat to seat
+                yield Holding(gpu.uuid, tenant, _sum_memory(gpu, tenant, owners), takes_turns=True)
             continue
         for part in gpu.slices:
             holder = next((each.tenant for each in here if _is_at(each, part, gpu)), "")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bedsit.ipc.errors import BedsitError, error
+from bedsit.ipc.snapshot import ServiceClass
 from bedsit.sandbox.cgroup.cores import format_cores
 from bedsit.supervisor.devices.model import Box, Gpu, Slice
 from bedsit.supervisor.placement.cards import find_place
@@ -53,6 +54,11 @@ def needs_of_device(device: str, box: Box) -> Needs:
             if seat.device == device:
                 return needs_of(seat, box)
     raise _degraded(f"{device} is not there", "see: bedsit device list")
+
+
+def may_doze(seat: Seat | None, service_class: ServiceClass) -> bool:
+    """Whether its models leave their device while nobody asks: where others take turns there, and memory is dear."""
+    return seat is not None and seat.is_shared and not seat.cores and service_class != "realtime"
 
 
 def find_slice(seat: Seat, gpu: Gpu) -> Slice | None:

@@ -37,7 +37,7 @@ from bedsit.supervisor.room import LiveSlot, Room
 from bedsit.supervisor.tenantlogs import open_logs
 from bedsit.supervisor.watch import EndWatch, PacketLink, wait_empty
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 #: What Python and torch need on top of a blank slot before any model is there.
 MARGIN_BYTES: Final = 32 << 20
 MAX_MANIFEST: Final = 60 << 10

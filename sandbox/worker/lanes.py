@@ -31,6 +31,7 @@ _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _FETCHED: Final = 64  # packets taken ahead at most
 _BUFFER_BYTES: Final = 1 << 20
 _CANCEL: Final = int(Kind.CANCEL)
+_LONGEST_S: Final = 3600.0  # what poll(2) can wait for has an end
 
 
 class Order(NamedTuple):
@@ -99,7 +100,7 @@ class Lanes:
         until = time.monotonic() + timeout_s
         while True:
             self._fetch_all()  # before each wait: ZeroMQ says once that something has come
-            left_s = until - time.monotonic()
+            left_s = min(until - time.monotonic(), _LONGEST_S)
             if self._inbox or left_s <= 0:
                 return bool(self._inbox)
             if self._epoll is not None:

@@ -3,41 +3,57 @@
 What the bundle gave lies on the host anyway, one copy for all workers with that bundle. So a model leaves its device by
 forgetting what is there, and comes back by one copy; only what was made or written since is copied to the host.
 What torch does not count is not seen: a module that writes to its weights through ``.data``, or by kernels of its own,
-has to put itself on its device.
+or that keeps their addresses (a captured graph does), has to put itself on its device.
 """
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _MIB: Final = 1 << 20
 _HOST: Final = torch.device("cpu")
+#: Others may have their turn after so much: a GPU copies it in some 30 ms (docs/gpu, T14).
+_PIECE_BYTES: Final = 256 * _MIB
+Tensors = Mapping[str, torch.Tensor]
 
 
 class _Stay(NamedTuple):
-    """A tensor of the bundle's, and how what was made of it is known to be still the same."""
+    """A tensor of the bundle's, and what was made of it, which is still the same as long as its mark is.
+
+    *made* is referred to so that nothing else comes to lie where it does.
+    """
 
     host: torch.Tensor
+    made: torch.Tensor
     mark: tuple[int, int] | None
 
 
 class Residence:
     """The parameters and buffers of *module*, which are where it was put so far.
 
-    *is_given* says whether a tensor is the bundle's own.
+    *is_given* says whether a tensor is the bundle's own. *pause* lets others have their turn, and may raise.
     """
 
     def __init__(
-        self, module: torch.nn.Module, device: torch.device, is_given: Callable[[torch.Tensor], bool] = lambda _: False
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        is_given: Callable[[torch.Tensor], bool] = lambda _: False,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_away = False
+        #: Some kinds of tensors stay where they were put.
+        self.can_leave = all(map(_is_plain, (*module.parameters(), *module.buffers())))
         self._module = module
         self._device = device
         self._is_given = is_given
+        self._pause = pause
         self._stays: dict[str, _Stay] = {}
 
     def take(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -53,45 +69,99 @@ class Residence:
 
         Gives the bytes that are there now.
         """
-        hosts = dict(self._list_tensors())
-        here = {name: _copy(host, self._device) for name, host in hosts.items()}
-        given = {name: host.detach() for name, host in hosts.items() if self._is_given(host)}
+        if not self.can_leave:
+            self._module.to(self._device)
+            return 0
+        hosts = self._list_tensors()
+        parameters = dict(self._module.named_parameters())
+        # Buffers are there to be written to, by torch also without counting it.
+        given = {name: host.detach() for name, host in parameters.items() if self._is_given(host)}
+        here: dict[str, torch.Tensor] = {}
+        try:
+            for group in _group(hosts):
+                here |= _copy({name: hosts[name] for name in group}, self._device, self._pause)
+        except BaseException:
+            here.clear()  # the traceback refers to it
+            _free_unused()
+            raise
         _replace(hosts, here)
-        self._stays = {name: _Stay(host, _mark(hosts[name])) for name, host in given.items()}
+        size = _count_bytes(here)
+        here.clear()
+        self.is_away = False
+        self._stays = {}
         for part in self._module.modules():
             if isinstance(part, torch.nn.RNNBase):
                 part.flatten_parameters()  # as `Module.to` does
-        self.is_away = False
-        return sum(tensor.nbytes for tensor in here.values())
+        self._stays = {
+            name: _Stay(host, parameters[name].detach(), _mark(parameters[name])) for name, host in given.items()
+        }
+        return size
 
     def leave(self) -> int:
         """Leave the device to others. Gives the bytes that were there."""
-        tensors = dict(self._list_tensors())
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        _replace(tensors, {name: self._find_host(name, tensor) for name, tensor in tensors.items()})
+        tensors = self._list_tensors()
+        back: dict[str, torch.Tensor] = {}
+        for group in _group(tensors):
+            if all(self._is_same(name, tensors[name]) for name in group):
+                back |= {name: self._stays[name].host for name in group}
+            else:
+                back |= _copy({name: tensors[name] for name in group}, _HOST)
+        size = _count_bytes(tensors)
+        _replace(tensors, back)
         self._stays = {}
         self.is_away = True
         return size
 
-    def _find_host(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _is_same(self, name: str, tensor: torch.Tensor) -> bool:
         stay = self._stays.get(name)
-        if stay is not None and stay.mark is not None and stay.mark == _mark(tensor):
-            return stay.host
-        return _copy(tensor, _HOST)
+        return stay is not None and stay.mark is not None and stay.mark == _mark(tensor)
 
-    def _list_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def _list_tensors(self) -> dict[str, torch.Tensor]:
         """Each once, however often the module has it."""
-        yield from self._module.named_parameters()
-        yield from self._module.named_buffers()
+        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
 
 
-def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """One of the same kind: what is made in inference mode does not count how often it is written to."""
-    with torch.inference_mode(mode=tensor.is_inference()):
-        return tensor.detach().to(device, copy=True)
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
 
 
-def _replace(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+def _group(tensors: Tensors) -> list[list[str]]:
+    """Names of tensors that lie in the same memory, together."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        groups[tensor.untyped_storage().data_ptr() or -id(tensor)].append(name)
+    return list(groups.values())
+
+
+def _copy(group: Tensors, device: torch.device, pause: Callable[[], None] = lambda: None) -> dict[str, torch.Tensor]:
+    """What lies in the same memory lies in the same memory afterwards. Of the same kind, too: see `_mark`."""
+    first = next(iter(group.values()))
+    with torch.inference_mode(mode=first.is_inference()):
+        if len(group) == 1:
+            return {name: _copy_one(tensor.detach(), device, pause) for name, tensor in group.items()}
+        whole = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())
+        storage = _copy_one(whole, device, pause).untyped_storage()
+        return {
+            name: torch.empty(0, dtype=tensor.dtype, device=device).set_(
+                storage, tensor.storage_offset(), tensor.size(), tensor.stride()
+            )
+            for name, tensor in group.items()
+        }
+
+
+def _copy_one(tensor: torch.Tensor, device: torch.device, pause: Callable[[], None]) -> torch.Tensor:
+    pause()
+    if tensor.nbytes <= _PIECE_BYTES or not tensor.is_contiguous():
+        return tensor.to(device, copy=True)
+    made = torch.empty_like(tensor, device=device)
+    rows = max(1, len(tensor) * _PIECE_BYTES // tensor.nbytes)
+    for source, target in zip(tensor.split(rows), made.split(rows), strict=True):
+        target.copy_(source)
+        pause()
+    return made
+
+
+def _replace(tensors: Tensors, others: Tensors) -> None:
     """Change what *tensors* stand for, so that whoever refers to them has the others."""
     with torch.inference_mode(mode=False):
         for name, tensor in tensors.items():
@@ -106,6 +176,16 @@ def _mark(tensor: torch.Tensor) -> tuple[int, int] | None:
         return None
 
 
+def _count_bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _free_unused() -> None:
+    """Give the driver what torch only keeps for later."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def doze(residences: Sequence[Residence], idle_s: float) -> list[Residence]:
     """All of them leave the device that nobody asked for anything for *idle_s* seconds. Gives those that could."""
     began = time.monotonic()
@@ -117,8 +197,7 @@ def doze(residences: Sequence[Residence], idle_s: float) -> list[Residence]:
             left.append(residence)
         except Exception as e:  # noqa: BLE001 - a tenant's tensors may be of any kind; what cannot leave stays
             _log(f"a model stays on the device: {e}", began)
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    _free_unused()
     _log(f"idle for {idle_s:g} s: {size / _MIB:,.0f} MiB left the device", began)
     return left
 

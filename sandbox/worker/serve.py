@@ -103,7 +103,7 @@ def _serve(control: socket.socket, models: Models, run_dir: str, doze_s: float) 
     for runner in models.values():
         runner.bundle.turns = turns
     calls = Calls(models, arenas, turns)
-    residences = [runner.residence for runner in models.values() if runner.residence is not None]
+    residences = [each for runner in models.values() if (each := runner.residence) is not None and each.can_leave]
     control.send(encode_report(Report.SERVING))
     look = False
     while True:

@@ -7,7 +7,7 @@ import pytest
 from bedsit.ipc.errors import BedsitError
 from bedsit.supervisor.devices.model import Box, Gpu, Placement, Profile, Slice, Trouble
 from bedsit.supervisor.devices.shared import list_shared
-from bedsit.supervisor.needs import Needs, NotYetSeen, needs_of
+from bedsit.supervisor.needs import Needs, NotYetSeen, may_doze, needs_of
 from bedsit.supervisor.placement.cards import list_cards, list_nodes
 from bedsit.supervisor.placement.geometry import Placed
 from bedsit.supervisor.placement.profiles import Table
@@ -58,6 +58,17 @@ def test_cards_are_what_the_driver_says() -> None:
     ]
     assert (cut.table.slots, cut.declared) == (8, (Placed(1, 1, "1g.11gb"), Placed(4, 4, "3g.44gb")))
     assert (turns.name, turns.cores, turns.is_gpu) == ("turns", (3, 6), False)
+
+
+def test_models_doze_where_others_wait_for_memory() -> None:
+    """On a GPU that is shared in time, and nobody who has to answer at once."""
+    shared = Seat(("GPU-0",), memory_bytes=GIB, is_shared=True)
+    assert may_doze(shared, "interactive")
+    assert may_doze(shared, "batch")
+    assert not may_doze(shared, "realtime")
+    assert not may_doze(None, "batch")
+    assert not may_doze(Seat(("GPU-0",)), "batch")
+    assert not may_doze(Seat(("turns",), cores=(3,), is_shared=True), "batch")
 
 
 def test_a_part_in_trouble_is_no_place_and_says_why() -> None:

@@ -18,7 +18,8 @@ def load_python(bundle: Bundle) -> Runner:
 
     An ``nn.Module`` is put in eval mode; if the bundle declares exactly one weights file and the factory did not ask
     for it, its tensors become the module's parameters without a copy. A module whose tensors are all on the CPU is put
-    on the slot's device; one that its factory has put somewhere, and whatever else can be called, is left as it is.
+    on the slot's device; one that its factory has put somewhere, or that has none, and whatever else can be called, is
+    left as it is.
     """
     module_name, _, function_name = bundle.manifest.entry.partition(":")
     model = _import_from(bundle.path, module_name, function_name, bundle)
@@ -30,13 +31,15 @@ def load_python(bundle: Bundle) -> Runner:
         raise error("model.load_failed", f"{bundle.manifest.entry} gave a {type(model).__name__}, nothing to call")
     if bundle.device.type == "cpu" or not isinstance(model, torch.nn.Module) or not _is_at_home(model):
         return Runner(bundle, model)
-    residence = Residence(model, bundle.device, bundle.has_given)
+    residence = Residence(model, bundle.device, bundle.has_given, bundle.yield_point)
     residence.enter()
     return Runner(bundle, model, residence)
 
 
 def _is_at_home(module: torch.nn.Module) -> bool:
-    return all(tensor.is_cpu for tensor in itertools.chain(module.parameters(), module.buffers()))
+    """Whether it has tensors, as far as it says, and all of them on the CPU."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return bool(tensors) and all(tensor.is_cpu for tensor in tensors)
 
 
 def _import_from(folder: Path, module_name: str, function_name: str, bundle: Bundle) -> object:

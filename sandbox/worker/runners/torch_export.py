@@ -18,4 +18,4 @@ def load_torch_export(bundle: Bundle) -> Runner:
     from torch.export.passes import move_to_device_pass  # noqa: PLC0415 - no slot without a GPU has to hold it
 
     module = move_to_device_pass(program, bundle.device).module()
-    return Runner(bundle, module, Residence(module, bundle.device))
+    return Runner(bundle, module, Residence(module, bundle.device, pause=bundle.yield_point))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from bedsit.sandbox.worker import residence as residence_module
 from bedsit.sandbox.worker.bundle import Bundle
 from bedsit.sandbox.worker.residence import Residence, doze
 from bedsit.sandbox.worker.runners import Runner
@@ -114,6 +115,151 @@ def test_what_was_written_is_kept_and_the_bundles_copy_unchanged(bundle: Bundle,
         (x,) = residence.take([X])
         assert torch.equal(model.first(x), (2 + torch.arange(8.0)).expand(2, 8))
     assert torch.equal(host, torch.eye(8))
+
+
+@torch.inference_mode()
+def test_what_replaces_a_weight_again_and_again_is_not_taken_for_the_first(bundle: Bundle) -> None:
+    """Memory that is given back is given out again: the same address says nothing where nobody holds it."""
+    model = make_model(bundle)
+    model.first.weight = torch.nn.Parameter(torch.eye(2048), requires_grad=False)
+    given = model.first.weight.untyped_storage().data_ptr()
+    residence = Residence(model, DEVICE, lambda tensor: tensor.untyped_storage().data_ptr() == given)
+    residence.enter()
+    for _ in range(4):
+        model.first.weight.data = model.first.weight * 2
+    residence.leave()
+    residence.take([X])
+    assert torch.equal(model.first.weight, torch.eye(2048) * 16)
+
+
+@torch.inference_mode()
+def test_what_torch_writes_without_counting_is_kept_in_buffers() -> None:
+    """Statistics of a batch, for one: buffers are there to be written to, whoever gave them."""
+    with torch.inference_mode(mode=False):
+        norm = torch.nn.BatchNorm1d(8)
+    residence = Residence(norm, DEVICE, lambda _: True)
+    residence.enter()
+    norm(torch.full((4, 8), 5.0))
+    mean = norm.running_mean
+    assert mean is not None
+    before = mean.clone()
+    assert before.abs().sum() > 0
+    residence.leave()
+    residence.take([])
+    assert torch.equal(mean, before)
+
+
+class Views(torch.nn.Module):
+    """Buffers that lie in each other, as caches do."""
+
+    cache: torch.Tensor
+    row: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(2, 8))
+        self.register_buffer("row", self.cache[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What was written to one is in the other."""
+        self.row.copy_(x)
+        return self.cache.sum()
+
+
+@torch.inference_mode()
+def test_what_lies_in_the_same_memory_does_so_everywhere() -> None:
+    """On the device, away, and back again."""
+    with torch.inference_mode(mode=False):
+        model = Views()
+    residence = Residence(model, DEVICE)
+    for value in (1.0, 2.0, 3.0):
+        residence.enter()
+        assert model(torch.full((8,), value)) == 8 * value
+        residence.leave()
+        assert model(torch.full((8,), value + 0.5)) == 8 * (value + 0.5)
+        assert model.cache[0].sum() == 0
+
+
+@torch.inference_mode()
+def test_others_have_their_turn_between_pieces(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes long to come back keeps nobody waiting for all of it."""
+    monkeypatch.setattr(residence_module, "_PIECE_BYTES", 64)
+    model = make_model(bundle)
+    pauses: list[int] = []
+    residence = Residence(model, DEVICE, bundle.has_given, lambda: pauses.append(1))
+    residence.enter()
+    assert torch.equal(model(X), (EXPECTED + 1).expand(2, 8))
+    assert len(pauses) == 4 + 4  # tensors, and pieces of the one that is larger than one
+    residence.leave()
+    assert len(pauses) == 8
+
+
+@torch.inference_mode()
+def test_who_is_told_to_stop_between_pieces_is_where_it_was(bundle: Bundle) -> None:
+    """The router is gone, and nobody wants the answer."""
+    model = make_model(bundle)
+    left = [3]
+
+    def pause() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("nobody waits for it")
+
+    residence = Residence(model, DEVICE, bundle.has_given, pause)
+    residence.is_away = True
+    with pytest.raises(RuntimeError, match="nobody waits"):
+        residence.take([X])
+    assert residence.is_away
+    (x,) = residence.take([X])
+    assert not residence.is_away
+    assert torch.equal(model(x), (EXPECTED + 1).expand(2, 8))
+
+
+@torch.inference_mode()
+def test_tensors_of_other_kinds_stay_where_they_are_put() -> None:
+    """Sparse ones, and those that only stand for others."""
+    with torch.inference_mode(mode=False):
+        module = torch.nn.Linear(8, 8)
+        module.register_buffer("sparse", torch.eye(8).to_sparse())
+    residence = Residence(module, DEVICE)
+    assert not residence.can_leave
+    assert residence.enter() == 0
+    assert not residence.is_away
+
+
+class Lstm(torch.nn.LSTM):
+    """One whose weights are put into one piece, as a GPU has them."""
+
+    def flatten_parameters(self) -> None:
+        """Fails at first."""
+        if getattr(self, "fails", False):
+            raise RuntimeError("no room for that")
+        flat = torch.cat([weight.detach().flatten() for weight in self.parameters()])
+        at = 0
+        for weight in self.parameters():
+            weight.data = flat[at : at + weight.numel()].view_as(weight)
+            at += weight.numel()
+
+
+def test_weights_that_are_put_into_one_piece_are_the_bundles_all_the_same() -> None:
+    """And what fails at that costs a request, no more."""
+    lstm = Lstm(4, 4).eval().requires_grad_(requires_grad=False)
+    given = {name: weight.data_ptr() for name, weight in lstm.named_parameters()}
+    storages = {weight.untyped_storage().data_ptr() for weight in lstm.parameters()}
+    x = torch.ones(1, 2, 4)
+    (before, _) = lstm(x)
+    residence = Residence(lstm, DEVICE, lambda tensor: tensor.untyped_storage().data_ptr() in storages)
+    residence.enter()
+    residence.leave()
+    assert {name: weight.data_ptr() for name, weight in lstm.named_parameters()} == given
+    lstm.fails = True
+    with pytest.raises(RuntimeError, match="no room"):
+        residence.take([x])
+    assert not residence.is_away
+    assert torch.equal(lstm(x)[0], before)
+    residence.leave()
+    lstm.fails = False
+    assert torch.equal(lstm(*residence.take([x]))[0], before)
 
 
 @torch.inference_mode()
