@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,11 @@ class FarZmq(Far):
         return b"" if select.select([self.socket], [], [], 0)[0] else None
 
     def send(self, packet: bytes) -> None:
-        """Give the client a packet; one that is gone gets none."""
-        self._port.send(_TOKEN, packet)
+        """Give the client a packet, waiting until it takes it; one that is gone gets none."""
+        for _ in range(int(DEADLINE_S * 1000 / _IDLE_MS)):
+            if self._port.send(_TOKEN, packet) or select.select([self.socket], [], [], 0)[0]:
+                return
+            time.sleep(_IDLE_MS / 1000)
 
     def close(self) -> None:
         """Be gone."""
