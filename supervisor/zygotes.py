@@ -20,6 +20,8 @@ from bedsit.supervisor.zygote import Zygote
 #: Importing torch takes two seconds; from a cold disk, or on an emulated processor, a minute.
 _START_S: Final = 120.0
 _RETRY_S: Final = 0.02
+#: A zygote whose daemon was killed while it started may listen only now: the other one was faster.
+_LATE_S: Final = 5.0
 
 
 class Zygotes:
@@ -41,6 +43,7 @@ class Zygotes:
         self._down = down
         self._starting: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._late: asyncio.TimerHandle | None = None
         self._dirty = False
         self._retiring: dict[int, asyncio.Task[None]] = {}
         self._former: Zygote | None = None
@@ -81,7 +84,16 @@ class Zygotes:
         return zygote.pid if zygote is not None and zygote.generation == generation else None
 
     def sweep(self) -> None:
-        """A zygote or a slot is gone: see whether a generation left something that nobody needs any more."""
+        """A zygote or a slot is gone: see whether a generation left something that nobody needs any more; twice."""
+        self._sweep_now()
+        if self._late is None:
+            self._late = asyncio.get_running_loop().call_later(_LATE_S, self._sweep_late)
+
+    def _sweep_late(self) -> None:
+        self._late = None
+        self._sweep_now()
+
+    def _sweep_now(self) -> None:
         self._dirty = True
         if self._sweeping is None or self._sweeping.done():
             self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
@@ -101,8 +113,10 @@ class Zygotes:
             self._generations.forget_socket(zygote.generation)
         elif zygote is not None:
             zygote.close()
+        if self._late is not None:
+            self._late.cancel()
         if stop:
-            self.sweep()
+            self._sweep_now()
         elif self._sweeping is not None:
             self._sweeping.cancel()
         if self._sweeping is not None:

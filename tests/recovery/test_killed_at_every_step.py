@@ -272,6 +272,7 @@ def test_start_of_a_zygote(mortal: Mortal) -> None:
 
     def prepare() -> None:
         mortal.settle()
+        box.wait(lambda: box.call("status")["zygote"])  # one that starts counts as one, too
         zygote = box.call("status")["zygote"]["pid"]
         box.kill_daemon()
         os.kill(zygote, signal.SIGKILL)
