@@ -20,8 +20,9 @@ from bedsit.supervisor.zygote import Zygote
 #: Importing torch takes two seconds; from a cold disk, or on an emulated processor, a minute.
 _START_S: Final = 120.0
 _RETRY_S: Final = 0.02
-#: A zygote whose daemon was killed while it started may listen only now: the other one was faster.
-_LATE_S: Final = 5.0
+#: A zygote whose daemon was killed while it started may listen later than the one that follows it. So it is looked for
+#: again after this time, and after twice that each time, for as long as one may take to start.
+_AGAIN_S: Final = 5.0
 
 
 class Zygotes:
@@ -43,7 +44,7 @@ class Zygotes:
         self._down = down
         self._starting: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
-        self._late: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._dirty = False
         self._retiring: dict[int, asyncio.Task[None]] = {}
         self._former: Zygote | None = None
@@ -84,14 +85,19 @@ class Zygotes:
         return zygote.pid if zygote is not None and zygote.generation == generation else None
 
     def sweep(self) -> None:
-        """A zygote or a slot is gone: see whether a generation left something that nobody needs any more; twice."""
+        """A zygote or a slot is gone: see whether a generation left something that nobody needs; and again later."""
         self._sweep_now()
-        if self._late is None:
-            self._late = asyncio.get_running_loop().call_later(_LATE_S, self._sweep_late)
+        self._sweep_after(_AGAIN_S)
 
-    def _sweep_late(self) -> None:
-        self._late = None
+    def _sweep_after(self, delay_s: float) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(delay_s, self._sweep_again, delay_s)
+
+    def _sweep_again(self, waited_s: float) -> None:
         self._sweep_now()
+        if waited_s < _START_S:
+            self._sweep_after(2 * waited_s)
 
     def _sweep_now(self) -> None:
         self._dirty = True
@@ -113,8 +119,8 @@ class Zygotes:
             self._generations.forget_socket(zygote.generation)
         elif zygote is not None:
             zygote.close()
-        if self._late is not None:
-            self._late.cancel()
+        if self._again is not None:
+            self._again.cancel()
         if stop:
             self._sweep_now()
         elif self._sweeping is not None:

@@ -9,6 +9,7 @@ or that keeps their addresses (a captured graph does), has to put itself on its 
 import contextlib
 import os
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -80,8 +81,9 @@ class Residence:
         try:
             for group in _group(hosts):
                 here |= _copy({name: hosts[name] for name in group}, self._device, self._pause)
-        except BaseException:
-            here.clear()  # the traceback refers to it
+        except BaseException as e:
+            here.clear()
+            traceback.clear_frames(e.__traceback__)  # they refer to what was copied of the last one
             _free_unused()
             raise
         _replace(hosts, here)

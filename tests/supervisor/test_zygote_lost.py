@@ -120,11 +120,9 @@ def test_a_zygote_that_takes_no_connection_keeps_no_daemon_from_starting(box: An
     wait_next(box, before)
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_a_zygote_that_still_starts_when_its_daemon_dies_is_ended(
-    new_box: Callable[[], Any], *, is_known: bool
-) -> None:
-    """At once by the next daemon; or, if not even its process was written down, as soon as it listens."""
+@pytest.mark.parametrize("how", ["known", "a slot ends", "nothing happens"])
+def test_a_zygote_that_still_starts_when_its_daemon_dies_is_ended(new_box: Callable[[], Any], how: str) -> None:
+    """At once by the next daemon; or, if not even its process was written down, when it listens, by and by."""
     box = new_box()
     trace = box.run / "zygotes" / "1.pid"
     box.daemon = box.launch()
@@ -132,17 +130,18 @@ def test_a_zygote_that_still_starts_when_its_daemon_dies_is_ended(
     box.kill_daemon()
     zygote = int(trace.read_text().split()[0])
     assert not (box.run / "zygotes" / "1.sock").exists()
-    if not is_known:
+    if how != "known":
         os.kill(zygote, signal.SIGSTOP)
         trace.unlink()
     box.start()
 
     assert find_zygote(box)["generation"] == 2
-    if not is_known:
+    if how != "known":
         os.kill(zygote, signal.SIGCONT)
         box.wait((box.run / "zygotes" / "1.sock").exists)
+    if how == "a slot ends":
         os.kill(box.ps(state="blank")[0]["init_pid"], signal.SIGKILL)
-    box.wait(lambda: not is_alive(zygote))
+    box.wait(lambda: not is_alive(zygote), 60)
 
 
 @pytest.fixture
